@@ -1,0 +1,1 @@
+"""How Trivium is run: the embedded stack, containers, Kubernetes, and what watches them."""

@@ -1,0 +1,134 @@
+"""Untrusted bytes to mono PCM (or straight to features). Runs in decode processes: soundfile, soxr and numpy only."""
+
+import io
+import math
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from shared.errors import ItemError
+
+#: The formats that are read, by how their files begin (an MP3 also begins with any of its frames). Everything else is
+#: refused unread.
+_SIGNATURES = re.compile(rb"(RIFF|RF64).{4}WAVE|fLaC|OggS|ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]", re.DOTALL)
+_FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
+_SAMPLE_RATES = range(1_000, 384_001)
+
+_BLOCK_SAMPLES = 1 << 18
+#: The length in an MP3's header may be off by two frames of the codec.
+_LENGTH_TOLERANCE = 2 * 1152
+#: From here on a length in a header means "unknown" (the file was written to a pipe).
+_UNKNOWN_BYTES = 0x7FFF0000
+_UNKNOWN_FRAMES = 1 << 62
+
+_TRIM_WINDOW, _TRIM_HOP = 2048, 512
+
+Samples = NDArray[np.float32]
+
+
+def decode(data: bytes, options: dict[str, Any]) -> Samples:
+    """Bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file to mono PCM, float32 [samples], full scale ±1.
+
+    Channels are averaged. Options: `sample_rate` (Hz; else the file's own), resampled with soxr's HQ recipe;
+    `max_seconds` (limit, by the header and while reading); `first_seconds` (use no more than that); `trim_silence` (cut
+    what is more than `trim_db` below the loudest, at both ends); `normalize` (to a peak of 1); `extractor` (`mfcc_stats`:
+    the result is that extractor's vector).
+
+    Raises ItemError: `empty_media`, `unsupported_format`, `media_too_large` or `corrupt_media`.
+    """
+    if not data:
+        raise ItemError("The audio has no bytes.", code="empty_media")
+    if not _SIGNATURES.match(data):
+        raise ItemError("Not a WAV, FLAC, OGG or MP3 file.", code="unsupported_format")
+    samples = _read(data, options)
+    if not len(samples):
+        raise ItemError("The audio has no samples.", code="empty_media")
+    if not np.all(np.isfinite(samples)):
+        raise ItemError("The audio has samples that are not numbers.", code="corrupt_media")
+    if options.get("trim_silence"):
+        samples = _trim(samples, float(options.get("trim_db", 60.0)))
+    if options.get("normalize") and (peak := np.abs(samples).max()) > 0:
+        samples = samples / peak
+    if options.get("extractor") == "mfcc_stats":
+        from shared.ml.encoders.mfcc_stats import extract
+
+        return extract(samples, int(options["sample_rate"]))
+    return samples
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no type hints
+    """Reads straight on. SoundFile seeks after each read, from which an MP3 decoder does not come back unchanged."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Bytes(io.BytesIO):
+    """Bytes in which seeking before the start ends at the start, so that libsndfile's callback does not raise."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return super().seek(max(offset, 0) if whence == 0 else offset, whence)
+
+
+def _read(data: bytes, options: dict[str, Any]) -> Samples:
+    """Decode, mix down and resample block by block, so that never more than a block is held at the file's own rate."""
+    if _is_cut_short(data):
+        raise ItemError("The audio is cut short.", code="corrupt_media")
+    try:
+        with _Stream(_Bytes(data)) as file:
+            _check_header(file)
+            blocks = _blocks(file, options)
+            rate = int(options.get("sample_rate") or file.samplerate)
+            return _resample(blocks, file.samplerate, rate)
+    except (soundfile.LibsndfileError, MemoryError) as error:
+        raise ItemError(f"The audio cannot be decoded: {error}", code="corrupt_media") from error
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether a WAV file promises more data than it has; libsndfile would go on without a word."""
+    if not data.startswith(b"RIFF"):
+        return False
+    position = 12
+    while position + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, position)
+        position += 8 + size
+        if name == b"data":
+            return size < _UNKNOWN_BYTES and position > len(data)
+        position += size % 2
+    return True
+
+
+def _check_header(file: soundfile.SoundFile) -> None:
+    if file.format not in _FORMATS:
+        raise ItemError(f"{file.format} audio is not read.", code="unsupported_format")
+    if file.samplerate not in _SAMPLE_RATES:
+        raise ItemError(f"A sample rate of {file.samplerate} Hz is not read.", code="unsupported_format")
+
+
+def _blocks(file: soundfile.SoundFile, options: dict[str, Any]) -> Iterator[Samples]:
+    """The file's samples in mono blocks, up to `first_seconds`; raises where `max_seconds` is passed."""
+    limit = math.ceil(float(options.get("max_seconds", 600.0)) * file.samplerate)
+    promised = file.frames if file.frames < _UNKNOWN_FRAMES else 0
+    wanted = promised or limit + 1
+    if (first_seconds := options.get("first_seconds")) is not None:
+        wanted = min(wanted, math.ceil(float(first_seconds) * file.samplerate))
+    if wanted > limit and promised:
+        raise _too_long(file, promised, limit)
+    frames = 0
+    while frames < wanted:
+        size = min(wanted - frames, max(_BLOCK_SAMPLES // file.channels, 1))
+        block = file.read(size, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        frames += len(block)
+        if frames > limit:
+            raise _too_long(file, frames, limit)
+        yield block.mean(axis=1) if file.channels > 1 else block[:, 0]
+    if frames < min(promised, wanted) - _LENGTH_TOLERANCE:
+        raise ItemError(f"The audio ends after {frames} of {promised} frames.", code="corrupt_media")

@@ -1,0 +1,93 @@
+"""The encoders as data, so that the gateway can list them without importing torch.
+
+`catalog.json` beside this file is what ships; `load_catalog` adds the entries of a user's file of the same form
+(`TRIVIUM_ENCODERS_FILE`), so that any Hugging Face or torchvision model, by id or local path, becomes an encoder
+without code.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from shared.errors import InvalidRequestError
+from shared.queues import Modality
+
+Loader = Literal["transformers", "torchvision", "mfcc_stats", "speaker", "word2vec", "hashing"]
+
+
+class EncoderSpec(BaseModel):
+    """One encoder: a named, versioned model that maps one modality to vectors.
+
+    `source` is what the loader resolves: `package:NAME[/PATH]` (weights inside an installed package), a Hugging Face
+    or torchvision id, or a local path. `revision` pins a hub version. `options` are the loader's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
+    modality: Modality
+    dimension: int = Field(gt=0, le=65536)
+    loader: Loader
+    source: str = ""
+    revision: str | None = None
+    licence: str = "unknown"
+    description: str = ""
+    fitted: bool = Field(default=False, description="fitted on the job's own items before they are encoded")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+DEFAULT_ENCODERS: dict[Modality, str] = {
+    Modality.TEXT: "all-minilm-l6-v2",
+    Modality.IMAGE: "mobilenet_v2",
+    Modality.AUDIO: "mfcc-stats",
+}
+
+
+class Catalog(Mapping[str, EncoderSpec]):
+    """The encoders by id, in the order they were given; a later one of the same id replaces the earlier."""
+
+    def __init__(self, specs: Iterable[EncoderSpec]):
+        self._specs = {spec.id: spec for spec in specs}
+
+    def __getitem__(self, id: str) -> EncoderSpec:
+        return self._specs[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def resolve(self, modality: Modality, id: str | None = None) -> EncoderSpec:
+        """The encoder `id` (or the modality's default).
+
+        Raises InvalidRequestError (`unknown_encoder`) if there is none of that id for that modality.
+        """
+        spec = self._specs.get(id or DEFAULT_ENCODERS[modality])
+        if spec is None or spec.modality is not modality:
+            known = ", ".join(s.id for s in self._specs.values() if s.modality is modality)
+            raise InvalidRequestError(
+                f"There is no {modality} encoder {id!r}; the {modality} encoders are: {known}.",
+                code="unknown_encoder",
+                param=f"encoders.{modality}",
+            )
+        return spec
+
+
+def load_catalog(path: str | Path | None = None) -> Catalog:
+    """The built-in encoders and those of the JSON file at `path` (a list of EncoderSpec objects).
+
+    Raises InvalidRequestError (`invalid_catalog`) naming the file and the entry that is wrong.
+    """
+    built_in = _read(Path(__file__).with_name("catalog.json"))
+    return Catalog(built_in if path is None else [*built_in, *_read(Path(path))])
+
+
+def _read(path: Path) -> list[EncoderSpec]:
+    try:
+        return TypeAdapter(list[EncoderSpec]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        message = f"The encoders file {path} cannot be used: {error}"
+        raise InvalidRequestError(message, code="invalid_catalog") from error

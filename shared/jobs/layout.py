@@ -1,0 +1,97 @@
+"""From a plan to a job's shards: extraction by slice and modality, fusion behind them, a fit before all if wanted."""
+
+from typing import Any
+
+from sqlalchemy import func, insert
+from sqlalchemy.orm import Session
+
+from shared.jobs.models import Job, JobStage, Shard
+from shared.jobs.records import Lease, Plan, Slice
+from shared.jobs.states import ShardState
+from shared.jobs.transitions import add_item_errors, end_job, end_shard, fair_tags, held, lock_job, set_status
+from shared.queues import Modality, Queue, Stage
+from shared.schemas import JobStatus
+
+
+def finish_plan(session: Session, lease: Lease, plan: Plan) -> bool:
+    """Ends a plan shard and puts the job's shards in their place. False: the lease was lost, nothing is written."""
+    job = lock_job(session, lease.job_id)
+    shard = held(session, lease)
+    if job is None or shard is None:
+        return False
+    if job.status in {JobStatus.QUEUED, JobStatus.PLANNING}:
+        lay_out(session, job, plan)
+    shard.result = {"rows": plan.items_total}
+    end_shard(session, job, shard, ShardState.DONE)
+    return True
+
+
+def lay_out(session: Session, job: Job, plan: Plan) -> None:
+    """Inserts the shards of a plan and starts the job.
+
+    `job` is locked or new. The caller ends (or never had) the plan shard.
+    """
+    job.schema, job.items_total, job.items_failed = plan.schema, plan.items_total, plan.failure_count
+    add_item_errors(session, job.id, plan.failures, shard_index=None)
+    rows = [row for part in plan.slices for row in _shards_of(job, part)]
+    fits = sorted(m for m in job.schema["fitted"] if any(part.modalities.get(Modality(m)) for part in plan.slices))
+    rows += [_fit_shard(job, Modality(m), plan) for m in fits]
+    stages: dict[str, JobStage] = {}
+    for row in rows:
+        stage = stages.setdefault(
+            row["stage"], JobStage(job_id=job.id, stage=row["stage"], shards_total=0, items_total=0)
+        )
+        stage.shards_total += 1
+        stage.items_total += row["items"]
+    session.add_all(stages.values())
+    for queue in sorted({row["queue"] for row in rows}):
+        ready = [row for row in rows if row["queue"] == queue and row["state"] == ShardState.READY]
+        for row, vtime in zip(
+            ready, fair_tags(session, queue, job.tenant, [row["cost"] for row in ready]), strict=True
+        ):
+            row.update(vtime=vtime, ready_at=func.clock_timestamp())
+    session.flush()
+    for chunk in (rows[i : i + 5000] for i in range(0, len(rows), 5000)):
+        session.execute(insert(Shard), [{"ready_at": None, "vtime": 0.0, **row} for row in chunk])
+    job.shards_open += len(rows)
+    set_status(session, job, JobStatus.RUNNING)
+    if not rows:
+        end_job(session, job)
+
+
+def _shards_of(job: Job, part: Slice) -> list[dict[str, Any]]:
+    spec = {"slice": {"key": part.stored.key, "sha256": part.stored.sha256}}
+    wanted = [m for m in Modality if m.value in job.schema["encoders"] and part.modalities.get(m)]
+    extraction = [
+        _row(job, Stage(m.value), Queue(m.value), part.index, part.modalities[m], spec,
+             affinity=job.schema["encoders"][m.value]["id"], waiting_on=int(m.value in job.schema["fitted"]))
+        for m in wanted
+    ]  # fmt: skip
+    return [*extraction, _row(job, Stage.FUSION, Queue.FUSION, part.index, part.items, spec, waiting_on=len(wanted))]
+
+
+def _fit_shard(job: Job, modality: Modality, plan: Plan) -> dict[str, Any]:
+    items = sum(part.modalities.get(modality, 0) for part in plan.slices)
+    return _row(
+        job, Stage.FIT, Queue(modality.value), list(Modality).index(modality), items, {"modality": modality.value}
+    )
+
+
+def _row(
+    job: Job, stage: Stage, queue: Queue, index: int, items: int, spec: dict[str, Any], *,
+    affinity: str = "", waiting_on: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "job_id": job.id,
+        "tenant": job.tenant,
+        "stage": stage.value,
+        "queue": queue.value,
+        "index": index,
+        "items": items,
+        "spec": spec,
+        "affinity": affinity,
+        "waiting_on": waiting_on,
+        "priority": job.priority,
+        "cost": float(max(items, 1)),
+        "state": ShardState.BLOCKED if waiting_on else ShardState.READY,
+    }

@@ -1,0 +1,148 @@
+"""From a catalogue entry to an encoder: finds the weights, checks that they are safe to read, picks the class."""
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.catalog import EncoderSpec
+from shared.errors import JobError
+from shared.ml.encoders.base import Encoder
+from shared.queues import Modality
+
+if TYPE_CHECKING:
+    from shared.ml.device import Precision
+
+#: Loader (and modality, where one loader has a class for each) to "module:class". Every class is built as
+#: `Class(spec, source, device, precision)`; the source is a file or folder, or None if the spec names neither.
+_CLASSES: dict[tuple[str, Modality], str] = {
+    ("transformers", Modality.TEXT): "shared.ml.encoders.transformers_text:TransformersTextEncoder",
+    ("transformers", Modality.IMAGE): "shared.ml.encoders.transformers_image:TransformersImageEncoder",
+    ("transformers", Modality.AUDIO): "shared.ml.encoders.transformers_audio:TransformersAudioEncoder",
+    ("torchvision", Modality.IMAGE): "shared.ml.encoders.torchvision:TorchvisionEncoder",
+    ("mfcc_stats", Modality.AUDIO): "shared.ml.encoders.mfcc_stats:MfccStatsEncoder",
+    ("speaker", Modality.AUDIO): "shared.ml.encoders.speaker:SpeakerEncoder",
+    ("word2vec", Modality.TEXT): "shared.ml.encoders.word2vec:Word2VecEncoder",
+    **{("hashing", modality): "shared.ml.encoders.hashing:HashingEncoder" for modality in Modality},
+}
+
+#: What an encoder needs of a model on the hub: configuration, tokenizer, safetensors; no code, no pickles.
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+#: sha256 of the weights in pickle format that ship inside packages and may be read.
+_PACKAGED_WEIGHTS = {
+    "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889": "mobilenet_v2-b0353104.pth",
+    "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e": "resemblyzer/pretrained.pt",
+}
+
+
+def load_encoder(
+    spec: EncoderSpec, *, device: str = "auto", precision: "Precision" = "auto", model_path: Path | None = None
+) -> Encoder:
+    """Build the encoder that `spec` describes; `model_path` is a registry model's folder and replaces `spec.source`.
+
+    Raises JobError: `encoder_unavailable` if the weights cannot be had, `encoder_invalid` if they do not fit the entry.
+    """
+    name = _CLASSES.get((spec.loader, spec.modality))
+    if name is None:
+        raise JobError(f"{spec.id}: the loader {spec.loader} has no {spec.modality} encoder.", code="encoder_invalid")
+    source = model_path or resolve_source(spec)
+    module, _, attribute = name.partition(":")
+    encoder: Encoder = getattr(importlib.import_module(module), attribute)(spec, source, device, precision)
+    if encoder.dimension != spec.dimension:
+        raise JobError(
+            f"{spec.id}: the model's vectors have {encoder.dimension} numbers, the catalogue says {spec.dimension}.",
+            code="encoder_invalid",
+        )
+    return encoder
+
+
+def resolve_source(spec: EncoderSpec) -> Path | None:
+    """Where the entry's weights are on this machine; a hub model is fetched (with HF_HUB_OFFLINE set, from its cache).
+
+    `package:NAME/PATH` is found without importing the package; a local path starts with `/`, `~` or `.`; for the loader
+    `transformers` anything else is a hub id. None if the source is a name that the loader itself knows.
+    """
+    if spec.source.startswith("package:"):
+        return _in_package(spec)
+    if spec.source.startswith(("/", "~", ".")):
+        path = Path(spec.source).expanduser()
+        if not path.exists():
+            raise _unavailable(
+                spec, f"{spec.source} does not exist on this worker", "Check the path in the encoders file"
+            )
+        return path
+    return _from_hub(spec) if spec.loader == "transformers" else None
+
+
+def load_packaged_weights(path: Path) -> Any:
+    """What a `.pth`/`.pt` file from an installed package holds, tensors on the CPU.
+
+    Only files whose sha256 is listed are read, and with `weights_only=True`. Raises JobError (`encoder_invalid`).
+    """
+    import torch
+
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in _PACKAGED_WEIGHTS:
+        raise JobError(
+            f"{path.name} (sha256 {digest}) is not on the list of packaged weights; use safetensors.",
+            code="encoder_invalid",
+        )
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """sha256 (hex) over the names and contents of files; contents are read once as long as size and mtime stay."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        status = path.stat()
+        total.update(f"{path.name}\0{_file_sha256(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return total.hexdigest()
+
+
+def fingerprint_of(weights: str, dtype: str, preprocessing: Mapping[str, Any]) -> str:
+    """An encoder's fingerprint: sha256 (hex) over the digest of its weights, its dtype and its preprocessing (JSON)."""
+    facts = json.dumps([weights, dtype, preprocessing], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_package(spec: EncoderSpec) -> Path:
+    package, _, inside = spec.source.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder, inside)
+        if path.exists():
+            return path
+    raise _unavailable(spec, f"the package {package} with {inside} is not installed", "Install it on this worker")
+
+
+def _from_hub(spec: EncoderSpec) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(spec.source, revision=spec.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(
+            spec,
+            f"{spec.source} is neither cached nor can it be fetched from the Hugging Face hub ({error})",
+            "Allow this worker to reach the hub, fill its cache (HF_HOME) beforehand, or give a local path "
+            "in the encoders file",
+        ) from error
+
+
+def _unavailable(spec: EncoderSpec, cause: str, remedy: str) -> JobError:
+    return JobError(f"The encoder {spec.id} cannot be loaded: {cause}. {remedy}.", code="encoder_unavailable")

@@ -1,0 +1,338 @@
+"""What goes in and out: items, job requests, and the objects that the gateway answers with.
+
+No heavy library is imported here: every service, the gateway included, reads these.
+"""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from shared.preprocessing import Preprocessing
+from shared.queues import Modality, Stage
+
+
+class Strict(BaseModel):
+    """A model of what users send: unknown fields are errors, so that a typing mistake is not ignored."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class JobType(StrEnum):
+    """What a job does."""
+
+    FEATURES = "features"
+
+
+class JobStatus(StrEnum):
+    """`queued → planning → running → succeeded | failed`, `cancelling → cancelled`."""
+
+    QUEUED = "queued"
+    PLANNING = "planning"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+class Split(StrEnum):
+    """The part of the data an item belongs to."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+#: Identifiers and labels are short, printable strings.
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+
+class Item(Strict):
+    """One record.
+
+    `image` and `audio` are a file id (`file-…`), a `data:` URI, or the name of a member beside the manifest.
+    """
+
+    id: ItemId
+    text: str | None = None
+    image: str | None = None
+    audio: str | None = None
+    label: Label | list[Label] | None = None
+    target: float | str | None = None
+    split: Split | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_something(self) -> Self:
+        if self.text is None and self.image is None and self.audio is None:
+            raise ValueError("an item needs at least one of text, image and audio")
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        """The label as a list: none, one or several."""
+        if self.label is None:
+            return []
+        return [self.label] if isinstance(self.label, str) else self.label
+
+
+class Input(Strict):
+    """Where a job's manifest is: an uploaded file (JSONL, Parquet, tar, zip) or an S3 prefix."""
+
+    file_id: str | None = Field(None, examples=["file-01k9w0c3v8e6m5j2k1x7r4t9qz"])
+    s3_prefix: str | None = Field(None, examples=["s3://trivium/imports/default/2026-11/"])
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.file_id is None) == (self.s3_prefix is None):
+            raise ValueError("give either file_id or s3_prefix")
+        return self
+
+    @field_validator("s3_prefix")
+    @classmethod
+    def _is_a_prefix(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,62}/(?!/)[^\x00-\x1f]{0,900}", value):
+            raise ValueError("an S3 prefix looks like s3://bucket/folder/")
+        if value is not None and ".." in value.split("/"):
+            raise ValueError("an S3 prefix has no parent folders in it")
+        return value
+
+
+class Encoders(Strict):
+    """The encoder of each modality by id; `null` leaves the modality out."""
+
+    text: str | None = "all-minilm-l6-v2"
+    image: str | None = "mobilenet_v2"
+    audio: str | None = "mfcc-stats"
+
+    def chosen(self) -> dict[Modality, str]:
+        """The modalities that are wanted, in the order of fusion."""
+        return {m: id for m in Modality if (id := getattr(self, m.value)) is not None}
+
+
+class FusionMethod(StrEnum):
+    """How the vectors of an item become one."""
+
+    NONE = "none"
+    CONCAT = "concat"
+    WEIGHTED = "weighted"
+
+
+class Fusion(Strict):
+    """`concat` joins the vectors (zeros where one is missing); `weighted` scales each to length w first."""
+
+    method: FusionMethod = FusionMethod.CONCAT
+    weights: dict[Modality, Annotated[float, Field(ge=0, le=1e6)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _weights_belong_to_weighted(self) -> Self:
+        if self.weights and self.method is not FusionMethod.WEIGHTED:
+            raise ValueError('weights are used by the method "weighted" only')
+        if self.weights and not any(self.weights.values()):
+            raise ValueError("at least one weight must be above zero")
+        return self
+
+
+class FeaturesRequest(Strict):
+    """A job that turns items into vectors and one fused vector each."""
+
+    type: Literal[JobType.FEATURES] = JobType.FEATURES
+    items: list[Item] | None = Field(None, description="the items themselves, for small jobs", min_length=1)
+    input: Input | None = Field(None, description="or where the manifest is")
+    encoders: Encoders = Field(default_factory=Encoders)
+    preprocessing: Preprocessing = Field(default_factory=Preprocessing)
+    fusion: Fusion = Field(default_factory=Fusion)
+    shard_size: int = Field(256, ge=1, le=4096, description="items in one shard")
+    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+    metadata: Metadata = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _items_or_input(self) -> Self:
+        if (self.items is None) == (self.input is None):
+            raise ValueError("give either items or input")
+        if not self.encoders.chosen():
+            raise ValueError("at least one modality needs an encoder")
+        return self
+
+
+class MediaLocation(BaseModel):
+    """Where a worker finds the bytes of a picture or sound: a range of an object, or the bytes themselves."""
+
+    bucket: str | None = None
+    key: str | None = None
+    offset: int = 0
+    size: int | None = None
+    sha256: str | None = None
+    data: str | None = Field(None, description="base64, for media that came inside the manifest")
+    ref: str = Field("", description="what the manifest called it")
+
+
+class PlannedItem(BaseModel):
+    """An item as planning left it for the workers: one line of a slice."""
+
+    index: int
+    id: str
+    text: str | None = None
+    image: MediaLocation | None = None
+    audio: MediaLocation | None = None
+    label: list[str] = Field(default_factory=list)
+    target: float | str | None = None
+    split: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, for people (`message`) and programs (`code`)."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorBody
+
+
+class StageProgress(BaseModel):
+    """How far one stage of a job is."""
+
+    shards_total: int
+    shards_done: int
+    shards_failed: int
+    items_total: int
+    items_done: int
+    items_cached: int
+    started_at: float | None
+    finished_at: float | None
+
+
+class ItemCounts(BaseModel):
+    """How the items of a job ended; `total` is known once the job is planned."""
+
+    total: int
+    succeeded: int
+    partial: int
+    failed: int
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class Job(BaseModel):
+    """A job as the gateway shows it."""
+
+    id: str
+    object: Literal["job"] = "job"
+    type: JobType
+    status: JobStatus
+    created_at: int
+    started_at: int | None = None
+    finished_at: int | None = None
+    cancel_requested_at: int | None = None
+    items: ItemCounts
+    stages: dict[Stage, StageProgress]
+    request: dict[str, Any]
+    metadata: Metadata
+    error: JobError | None = None
+
+
+class File(BaseModel):
+    """An uploaded file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    content_type: str
+    sha256: str
+    status: Literal["processed"] = "processed"
+
+
+class ItemErrorEntry(BaseModel):
+    """One modality of one item that could not be used (`modality` null: the whole item)."""
+
+    object: Literal["item_error"] = "item_error"
+    id: str = Field(description="place of this entry in the list, for `after`")
+    item_id: str
+    item_index: int
+    modality: Modality | None
+    code: str
+    message: str
+
+
+class JobEvent(BaseModel):
+    """Something that happened to a job; `id` resumes a stream (`Last-Event-ID`)."""
+
+    id: str
+    object: Literal["job.event"] = "job.event"
+    type: str
+    created_at: float
+    data: dict[str, Any]
+
+
+class ModelEntry(BaseModel):
+    """Anything in the registry: a built-in encoder, or what a job made."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "trivium"
+    kind: Literal["encoder", "fitted_encoder"] = "encoder"
+    modality: Modality
+    dimension: int
+    loader: str
+    source: str = ""
+    revision: str | None = None
+    licence: str = "unknown"
+    description: str = ""
+    job_id: str | None = None
+
+
+class WorkerEntry(BaseModel):
+    """A worker process as last heard from."""
+
+    id: str
+    object: Literal["worker"] = "worker"
+    pool: str
+    host: str
+    pid: int
+    version: str
+    started_at: float
+    last_seen_at: float
+    state: Literal["idle", "busy", "draining"]
+    loaded_models: list[str]
+    current_shards: list[dict[str, Any]]
+
+
+class Part(BaseModel):
+    """One Parquet part of a feature set."""
+
+    index: int
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    url: str | None = Field(None, description="presigned link")
+
+
+class Deleted(BaseModel):
+    """The answer to a deletion."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True

@@ -1,0 +1,71 @@
+"""What a worker process has in its hands, and what a pool gives it to run."""
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.broker import Broker
+from shared.catalog import Catalog
+from shared.db import Sessions
+from shared.ids import new_id
+from shared.jobs.records import Finished, Lease, Plan
+from shared.queues import Queue, Stage
+from shared.settings import Settings
+from shared.storage.objects import ObjectStore
+from shared.worker.control import Control
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Settings and clients of one worker process, built by its entry point."""
+
+    settings: Settings
+    sessions: Sessions
+    store: ObjectStore
+    broker: Broker
+    catalog: Catalog
+    queue: Queue
+    worker_id: str
+
+
+class Handler(Protocol):
+    """How a pool runs the shards of one stage: three steps in three threads, so that shards overlap.
+
+    Each step may raise what `control.check()` raises, UnavailableError (an outage: handed back without spending an
+    attempt), JobError (ends the job), or anything else (the attempt failed).
+    """
+
+    def prepare(self, lease: Lease, control: Control) -> Any:
+        """Reads and decodes the inputs, ahead of the model."""
+        ...
+
+    def run(self, lease: Lease, prepared: Any, control: Control) -> Any:
+        """The model's part; the only step that may touch a model. Calls `control.check()` between batches."""
+        ...
+
+    def store(self, lease: Lease, output: Any, control: Control) -> Finished | Plan:
+        """Writes the objects; the loop then ends the shard in one transaction."""
+        ...
+
+
+class Pool(Protocol):
+    """What a service brings to the loop."""
+
+    handlers: Mapping[Stage, Handler]
+
+    def loaded_models(self) -> list[str]:
+        """Ids of the models in memory: shards that need them are claimed first."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the pool started (decode processes)."""
+        ...
+
+
+PoolFactory = Callable[[WorkerContext], Pool]
+
+
+def new_worker_id(queue: Queue) -> str:
+    """Unique per process start, and readable: pool, host, a short random end."""
+    return f"{queue.value}-{socket.gethostname()[:32]}-{new_id('w')[-8:]}"

@@ -1,0 +1,222 @@
+"""The shard loop of a worker process: claim, prepare, run, store, each in its own thread, so that shards overlap.
+
+    claim + prepare  →  run (the model thread)  →  store + finish
+
+At most one shard runs and one is prepared behind it. Postgres is asked for work when a hint arrives and at least
+every two seconds, so that everything goes on with Redis switched off.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+
+from shared.broker import send_hints
+from shared.errors import JobError, LeaseLostError, ShardCancelledError
+from shared.jobs import engine
+from shared.jobs.layout import finish_plan
+from shared.jobs.records import Finished, Lease, Plan
+from shared.observability import get_logger
+from shared.queues import Queue, Stage
+from shared.worker.context import Pool, WorkerContext
+from shared.worker.control import Control, DrainedError, is_away
+from shared.worker.leases import HeldLeases
+
+log = get_logger(__name__)
+
+#: Which queues may have work after a shard of a stage has ended.
+_NEXT: dict[Stage, tuple[Queue, ...]] = {
+    Stage.PLAN: (Queue.TEXT, Queue.IMAGE, Queue.AUDIO, Queue.FUSION),
+    Stage.FIT: (Queue.TEXT, Queue.IMAGE, Queue.AUDIO),
+    Stage.TEXT: (Queue.FUSION,),
+    Stage.IMAGE: (Queue.FUSION,),
+    Stage.AUDIO: (Queue.FUSION,),
+}
+
+#: Shards between their claim and the end of their model step: one that runs, one behind it.
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A shard on its way through the threads."""
+
+    lease: Lease
+    control: Control
+    value: Any
+
+
+class ShardLoop:
+    """Runs a pool's shards until it is told to stop."""
+
+    def __init__(self, context: WorkerContext, pool: Pool, held: HeldLeases):
+        self._context, self._pool, self._held = context, pool, held
+        self._hint = threading.Event()
+        self._stopping = threading.Event()
+        self._slots = threading.BoundedSemaphore(SLOTS)
+        self._prepared: queue.Queue[_Work | None] = queue.Queue()
+        self._outputs: queue.Queue[_Work | None] = queue.Queue(maxsize=2)
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (("claim", self._claim), ("model", self._model), ("store", self._store))
+        ]
+
+    def start(self) -> None:
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def hint(self) -> None:
+        """Something may be ready: look now."""
+        self._hint.set()
+
+    def drain(self, seconds: float) -> None:
+        """Claims nothing more, finishes what runs if it can within `seconds`, hands the rest back. Blocks."""
+        self._stopping.set()
+        self._hint.set()
+        self._held.drain(now=False)
+        self._threads[-1].join(timeout=seconds)
+        if self._threads[-1].is_alive():
+            self._held.drain(now=True)
+            self._threads[-1].join(timeout=seconds)
+        self._held.close()
+
+    def _claim(self) -> None:
+        while self._take_slot():
+            self._hint.clear()
+            lease = self._claim_one()
+            if lease is None:
+                self._slots.release()
+                self._hint.wait(self._context.settings.engine.idle_poll_seconds)
+            elif not lease.isolated or self._take_slot():  # what once killed a worker runs alone
+                control = self._held.add(lease)
+                self._begin(lease, control)
+        self._prepared.put(None)
+
+    def _take_slot(self) -> bool:
+        """Waits for a free slot; False when the worker is to stop."""
+        while not self._stopping.is_set():
+            if self._slots.acquire(timeout=0.5):
+                return True
+        return False
+
+    def _free_slots(self, lease: Lease) -> None:
+        for _ in range(SLOTS if lease.isolated else 1):
+            self._slots.release()
+
+    def _begin(self, lease: Lease, control: Control) -> None:
+        handler = self._pool.handlers[lease.stage]
+
+        def prepare() -> None:
+            control.patiently(lambda: self._start(lease))
+            self._prepared.put(_Work(lease, control, handler.prepare(lease, control)))
+
+        if not self._step(lease, control, prepare):
+            self._free_slots(lease)
+
+    def _claim_one(self) -> Lease | None:
+        settings = self._context.settings.engine
+        try:
+            with self._context.sessions.begin() as session:
+                leases = engine.claim(
+                    session,
+                    self._context.queue,
+                    self._context.worker_id,
+                    loaded=self._pool.loaded_models(),
+                    lease_seconds=settings.lease_seconds,
+                    starving_seconds=settings.starving_seconds,
+                )
+        except Exception as error:
+            if not is_away(error):
+                log.exception("claiming failed")
+            else:
+                log.warning("claiming waits for Postgres", error=str(error)[:300])
+            return None
+        return leases[0] if leases else None
+
+    def _start(self, lease: Lease) -> None:
+        with self._context.sessions.begin() as session:
+            engine.start(session, lease)
+
+    def _model(self) -> None:
+        while (work := self._prepared.get()) is not None:
+            self._run(work)
+            self._free_slots(work.lease)
+            self._held.refresh()
+        self._outputs.put(None)
+
+    def _run(self, work: _Work) -> None:
+        lease, control = work.lease, work.control
+        handler = self._pool.handlers[lease.stage]
+        if self._stopping.is_set():
+            control.drain()  # prepared, but not begun: another worker can have it
+
+        def run() -> None:
+            self._outputs.put(_Work(lease, control, handler.run(lease, work.value, control)))
+
+        self._step(lease, control, run)
+
+    def _store(self) -> None:
+        while (work := self._outputs.get()) is not None:
+            finish = partial(self._finish, work.lease, work.value, work.control)
+            self._step(work.lease, work.control, finish)
+
+    def _finish(self, lease: Lease, output: Any, control: Control) -> None:
+        result = self._pool.handlers[lease.stage].store(lease, output, control)
+        accepted = control.patiently(lambda: self._commit(lease, result))
+        self._held.remove(lease)
+        log.info("shard done" if accepted else "shard done too late")
+        send_hints(self._context.broker, _NEXT.get(lease.stage, ()))
+
+    def _commit(self, lease: Lease, result: Finished | Plan) -> bool:
+        with self._context.sessions.begin() as session:
+            if isinstance(result, Plan):
+                return finish_plan(session, lease, result)
+            return bool(engine.finish(session, [result]))
+
+    def _step(self, lease: Lease, control: Control, step: Callable[[], None]) -> bool:
+        """One step of one shard; whatever it raises becomes what the engine is told. True if it went well."""
+        with structlog.contextvars.bound_contextvars(
+            job=lease.job_id, stage=lease.stage.value, shard=lease.index, isolated=lease.isolated
+        ):
+            try:
+                control.check()
+                step()
+            except Exception as error:  # noqa: BLE001  # every failure is the shard's, none is the loop's
+                self._give_up(lease, error)
+                return False
+            return True
+
+    def _give_up(self, lease: Lease, error: Exception) -> None:
+        """Tells the engine how a shard went wrong; if Postgres is away meanwhile, waits with the lease kept alive."""
+        reporting = Control(lease.shard_id)
+        try:
+            reporting.patiently(lambda: self._report(lease, error))
+        except Exception:
+            log.exception("a failed shard could not be reported; its lease will run out")
+        finally:
+            self._held.remove(lease)
+
+    def _report(self, lease: Lease, error: Exception) -> None:
+        with self._context.sessions.begin() as session:
+            if isinstance(error, LeaseLostError):
+                log.warning("lease lost")
+            elif isinstance(error, ShardCancelledError | DrainedError):
+                log.info("shard handed back", reason=error.error_code)
+                engine.release(session, lease)
+            elif is_away(error):
+                log.warning("shard handed back during an outage", error=str(error)[:300])
+                engine.release(session, lease, delay_seconds=2.0)
+            elif isinstance(error, JobError):
+                log.error("job failed", code=error.error_code, error=error.message)
+                engine.fail_job(session, lease, error.error_code, error.message)
+            else:
+                log.error("attempt failed", exc_info=error)
+                message = f"{type(error).__name__}: {error}"
+                code = getattr(error, "error_code", "attempt_failed")
+                attempts = self._context.settings.engine.max_attempts
+                engine.fail(session, lease, code, message, max_attempts=attempts)
