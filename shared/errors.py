@@ -40,6 +40,12 @@ class AuthenticationError(TriviumError):
     code, status, type = "invalid_api_key", 401, "authentication_error"
 
 
+class PermissionDeniedError(TriviumError):
+    """The key is valid but may not do this."""
+
+    code, status, type = "permission_denied", 403, "permission_error"
+
+
 class NotFoundError(TriviumError):
     """No such thing, or it belongs to another tenant (the two are not told apart)."""
 
@@ -80,8 +86,8 @@ class ItemError(TriviumError):
     """One modality of one item cannot be used; the item goes on without it.
 
     Stable codes: `invalid_json`, `invalid_item`, `duplicate_id`, `missing_media`, `media_too_large`,
-    `unsupported_format`, `corrupt_media`, `empty_media`, `empty_text`, `decode_timeout`, `decode_crashed`,
-    `item_crashed_worker`, `shard_failed`.
+    `unsupported_format`, `corrupt_media`, `empty_media`, `empty_text`, `text_too_large`, `decode_timeout`,
+    `decode_crashed`, `item_crashed_worker`, `no_usable_modality`, `shard_failed`.
     """
 
     code, status, type = "invalid_item", 422, "item_error"

@@ -23,7 +23,29 @@ class TextPreprocessing(_Options):
     language: Literal["auto", "en", "zh"] = "auto"
 
 
+class ImagePreprocessing(_Options):
+    """How images are decoded. That they are turned upright, laid on white and sized for the encoder is a given.
+
+    `fast_jpeg` decodes large JPEGs at 1/2, 1/4 or 1/8 of their size where the encoder scales them down anyway: up to
+    ten times faster, with slightly different vectors.
+    """
+
+    grayscale: bool = False
+    fast_jpeg: bool = False
+
+
+class AudioPreprocessing(_Options):
+    """What is done to sound after it is mixed to mono and resampled for the encoder, in this order."""
+
+    first_seconds: float | None = Field(default=None, gt=0, le=86_400, description="use only the beginning")
+    trim_silence: bool = Field(default=False, description="cut both ends where trim_db below the loudest")
+    trim_db: float = Field(default=60.0, gt=0, le=200)
+    normalize: bool = Field(default=False, description="scale to a peak of 1")
+
+
 class Preprocessing(_Options):
     """The choices for each modality."""
 
     text: TextPreprocessing = Field(default_factory=TextPreprocessing)
+    image: ImagePreprocessing = Field(default_factory=ImagePreprocessing)
+    audio: AudioPreprocessing = Field(default_factory=AudioPreprocessing)

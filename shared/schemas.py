@@ -5,12 +5,15 @@ No heavy library is imported here: every service, the gateway included, reads th
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
+
+
+T = TypeVar("T")
 
 
 class Strict(BaseModel):
@@ -48,8 +51,8 @@ class Split(StrEnum):
 #: Identifiers and labels are short, printable strings.
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")]
+MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
@@ -336,3 +339,50 @@ class Deleted(BaseModel):
     id: str
     object: str
     deleted: Literal[True] = True
+
+
+class KeyRequest(Strict):
+    """A new API key. Its tenant is made by naming it here."""
+
+    name: str = Field("", max_length=128, pattern=r"^[^\x00]*$")
+    tenant: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    scope: Literal["user", "admin"] = "user"
+
+
+class Key(BaseModel):
+    """An API key as it can be shown: never the key itself, only its last characters."""
+
+    id: str
+    object: Literal["key"] = "key"
+    tenant: str
+    name: str
+    scope: Literal["user", "admin"]
+    hint: str
+    created_at: int
+    last_used_at: int | None = None
+    revoked_at: int | None = None
+
+
+class NewKey(Key):
+    """The answer to the creation of a key: the only place where `key` is ever shown."""
+
+    key: str
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list; `last_id` as `after` gives the next part."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+class Readiness(BaseModel):
+    """Whether the gateway can work; Redis only makes it quicker."""
+
+    status: Literal["ready", "unavailable"]
+    postgres: bool
+    s3: bool
+    redis: bool

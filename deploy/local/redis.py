@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from deploy.local.binaries import packaged_binary
 from deploy.local.process import Process
@@ -43,7 +45,8 @@ class Redis(Process):
         """Whether it answers PING."""
         if not self.running:
             return False
-        with redis.Redis.from_url(self.url(), socket_timeout=2, socket_connect_timeout=2) as client:
+        once = Retry(NoBackoff(), retries=0)
+        with redis.Redis.from_url(self.url(), socket_timeout=2, socket_connect_timeout=2, retry=once) as client:
             try:
                 return bool(client.ping())
             except redis.ConnectionError:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import urllib3
 from minio import Minio
 from minio.error import MinioException
@@ -31,6 +32,7 @@ _OPTIONS = {
     "s3.localSocket": "s3.sock",
     "filer.localSocket": "filer.sock",
     "filer.exposeDirectoryData": "false",
+    "master.resumeState": "false",  # else it sometimes takes the storage in only after five seconds
     "master.telemetry": "false",
     "master.volumeSizeLimitMB": "256",
     "volume.preStopSeconds": "0",
@@ -108,14 +110,16 @@ class S3(Process):
         self._remove_sockets()
 
     def healthy(self) -> bool:
-        """Whether it answers a signed request."""
+        """Whether it answers a signed request, and its storage is there to read and write."""
         if not self.running:
             return False
         try:
             self.client().bucket_exists(BUCKET)
-        except (MinioException, urllib3.exceptions.HTTPError):
+            master = f"http://127.0.0.1:{self.port + _PARTS.index('master')}"
+            status = httpx.get(f"{master}/dir/status", timeout=2.0, trust_env=False).json()
+        except (MinioException, urllib3.exceptions.HTTPError, httpx.HTTPError):
             return False
-        return True
+        return bool(status["Topology"]["Max"] > 0)  # how many volumes the storage that is there can hold
 
     def start(self, timeout: float = 30.0) -> None:
         """Starts it; when this returns, the platform's bucket exists."""

@@ -39,6 +39,7 @@ SERVICES = {
     "audio": Service("services.audio"),
     "fusion": Service("services.fusion"),
 }
+MIGRATIONS = "shared.migrations"
 
 
 class Stack:
@@ -99,7 +100,7 @@ class Stack:
         """
         self.servers.start()
         try:
-            self._process("migrations", "shared.migrations").run(_MIGRATION_SECONDS)
+            self._process("migrations", MIGRATIONS).run(_MIGRATION_SECONDS)
             self.services.start()
             for name, count in self._replicas.items():
                 self.scale(name, count)

@@ -19,6 +19,7 @@ from shared.errors import ItemError
 _SIGNATURES = re.compile(rb"(RIFF|RF64).{4}WAVE|fLaC|OggS|ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]", re.DOTALL)
 _FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 _SAMPLE_RATES = range(1_000, 384_001)
+_DEFAULT_MAX_SECONDS = 600.0
 
 _BLOCK_SAMPLES = 1 << 18
 #: The length in an MP3's header may be off by two frames of the codec.
@@ -37,8 +38,8 @@ def decode(data: bytes, options: dict[str, Any]) -> Samples:
 
     Channels are averaged. Options: `sample_rate` (Hz; else the file's own), resampled with soxr's HQ recipe;
     `max_seconds` (limit, by the header and while reading); `first_seconds` (use no more than that); `trim_silence` (cut
-    what is more than `trim_db` below the loudest, at both ends); `normalize` (to a peak of 1); `extractor` (`mfcc_stats`:
-    the result is that extractor's vector).
+    what is more than `trim_db` below the loudest, at both ends); `normalize` (to a peak of 1); `extractor`
+    (`mfcc_stats`: the result is that extractor's vector).
 
     Raises ItemError: `empty_media`, `unsupported_format`, `media_too_large` or `corrupt_media`.
     """
@@ -58,7 +59,7 @@ def decode(data: bytes, options: dict[str, Any]) -> Samples:
     if options.get("extractor") == "mfcc_stats":
         from shared.ml.encoders.mfcc_stats import extract
 
-        return extract(samples, int(options["sample_rate"]))
+        return extract(samples)
     return samples
 
 
@@ -77,16 +78,15 @@ class _Bytes(io.BytesIO):
 
 
 def _read(data: bytes, options: dict[str, Any]) -> Samples:
-    """Decode, mix down and resample block by block, so that never more than a block is held at the file's own rate."""
+    """Decode, mix down and resample block by block: no more than a block is ever held at the file's own rate."""
     if _is_cut_short(data):
         raise ItemError("The audio is cut short.", code="corrupt_media")
     try:
         with _Stream(_Bytes(data)) as file:
-            _check_header(file)
-            blocks = _blocks(file, options)
+            wanted, limit = _frames_to_read(file, options)
             rate = int(options.get("sample_rate") or file.samplerate)
-            return _resample(blocks, file.samplerate, rate)
-    except (soundfile.LibsndfileError, MemoryError) as error:
+            return _resample(_blocks(file, wanted, limit), file.samplerate, rate)
+    except soundfile.LibsndfileError as error:
         raise ItemError(f"The audio cannot be decoded: {error}", code="corrupt_media") from error
 
 
@@ -99,36 +99,65 @@ def _is_cut_short(data: bytes) -> bool:
         name, size = struct.unpack_from("<4sI", data, position)
         position += 8 + size
         if name == b"data":
-            return size < _UNKNOWN_BYTES and position > len(data)
+            return bool(size < _UNKNOWN_BYTES and position > len(data))
         position += size % 2
     return True
 
 
-def _check_header(file: soundfile.SoundFile) -> None:
+def _frames_to_read(file: soundfile.SoundFile, options: dict[str, Any]) -> tuple[float, int]:
+    """How many frames are wanted (infinity: until the end, where the header does not say), and how many are allowed."""
     if file.format not in _FORMATS:
         raise ItemError(f"{file.format} audio is not read.", code="unsupported_format")
     if file.samplerate not in _SAMPLE_RATES:
         raise ItemError(f"A sample rate of {file.samplerate} Hz is not read.", code="unsupported_format")
-
-
-def _blocks(file: soundfile.SoundFile, options: dict[str, Any]) -> Iterator[Samples]:
-    """The file's samples in mono blocks, up to `first_seconds`; raises where `max_seconds` is passed."""
-    limit = math.ceil(float(options.get("max_seconds", 600.0)) * file.samplerate)
-    promised = file.frames if file.frames < _UNKNOWN_FRAMES else 0
-    wanted = promised or limit + 1
+    limit = math.ceil(float(options.get("max_seconds", _DEFAULT_MAX_SECONDS)) * file.samplerate)
+    wanted = file.frames if file.frames < _UNKNOWN_FRAMES else math.inf
     if (first_seconds := options.get("first_seconds")) is not None:
         wanted = min(wanted, math.ceil(float(first_seconds) * file.samplerate))
-    if wanted > limit and promised:
-        raise _too_long(file, promised, limit)
+    if limit < wanted < math.inf:
+        raise _too_long(file, limit)
+    return wanted, limit
+
+
+def _blocks(file: soundfile.SoundFile, wanted: float, limit: int) -> Iterator[Samples]:
     frames = 0
     while frames < wanted:
-        size = min(wanted - frames, max(_BLOCK_SAMPLES // file.channels, 1))
-        block = file.read(size, dtype="float32", always_2d=True)
-        if not len(block):
-            break
+        size = max(_BLOCK_SAMPLES // file.channels, 1)
+        block = file.read(int(min(size, wanted - frames)), dtype="float32", always_2d=True)
         frames += len(block)
         if frames > limit:
-            raise _too_long(file, frames, limit)
+            raise _too_long(file, limit)
+        if not len(block):
+            break
         yield block.mean(axis=1) if file.channels > 1 else block[:, 0]
-    if frames < min(promised, wanted) - _LENGTH_TOLERANCE:
-        raise ItemError(f"The audio ends after {frames} of {promised} frames.", code="corrupt_media")
+    if frames < wanted - _LENGTH_TOLERANCE and wanted < math.inf:
+        raise ItemError(f"The audio ends after {frames} of {wanted} frames.", code="corrupt_media")
+
+
+def _too_long(file: soundfile.SoundFile, limit: int) -> ItemError:
+    return ItemError(f"The audio is longer than {limit / file.samplerate:g} s.", code="media_too_large")
+
+
+def _resample(blocks: Iterator[Samples], source: int, target: int) -> Samples:
+    if source == target:
+        return np.concatenate([np.zeros(0, np.float32), *blocks])
+    stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
+    parts, frames = [], 0
+    for block in blocks:
+        frames += len(block)
+        parts.append(stream.resample_chunk(block))
+    parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    samples = np.concatenate(parts)
+    length = math.ceil(frames * target / source)
+    return np.pad(samples[:length], (0, max(length - len(samples), 0)))
+
+
+def _trim(samples: Samples, decibels: float) -> Samples:
+    """Without the quiet ends: frames of 2048 samples around every 512th, by their power relative to the loudest."""
+    padded = np.pad(samples.astype(np.float64), _TRIM_WINDOW // 2)
+    energy = np.concatenate([[0.0], np.cumsum(padded**2)])
+    power = np.maximum(energy[_TRIM_WINDOW:] - energy[:-_TRIM_WINDOW], 0.0)[::_TRIM_HOP]
+    loud = np.flatnonzero(power > power.max() * 10 ** (-decibels / 10))
+    if not len(loud):
+        return samples
+    return samples[loud[0] * _TRIM_HOP : (loud[-1] + 1) * _TRIM_HOP]

@@ -1,16 +1,18 @@
 """Every request the client makes, as data: built here, sent by `client.py` or `async_client.py`."""
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from services.client.errors import ServerFailed
-from services.client.uploads import Upload
+from services.client.uploads import OnBytes, Upload, file_upload
 from shared.preprocessing import Preprocessing
 from shared.schemas import (
     Deleted,
@@ -21,9 +23,13 @@ from shared.schemas import (
     Item,
     ItemErrorEntry,
     Job,
+    JobEvent,
     JobStatus,
     JobType,
+    Key,
     ModelEntry,
+    NewKey,
+    Page,
     Part,
     WorkerEntry,
 )
@@ -34,15 +40,6 @@ ResultFormat = Literal["jsonl", "parquet", "npz"]
 #: Seconds. Reading is long because a large upload is answered only once it is stored.
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _TRANSFER_TIMEOUT = httpx.Timeout(300.0, connect=10.0)
-
-
-class Page(BaseModel, Generic[T]):
-    """A part of a list; `last_id` is where the next begins (`after`)."""
-
-    data: list[T]
-    has_more: bool
-    first_id: str | None = None
-    last_id: str | None = None
 
 
 class JobOptions(TypedDict, total=False):
@@ -80,7 +77,7 @@ class Request(Generic[T]):
         body: dict[str, Any] = {"json": self.json}
         if self.upload is not None:
             content = (self.upload.filename, self.upload.open(), "application/octet-stream")
-            body = {"files": {"file": content}, "data": self.upload.fields}
+            body = {"files": {"file": content}, "data": {"purpose": self.upload.purpose}}
         return http.build_request(
             self.method, self.path, params=self.params, headers=self.headers, timeout=self.timeout, **body
         )
@@ -101,3 +98,134 @@ class Request(Generic[T]):
     def after(self, last_id: str) -> "Request[T]":
         """The same list, from the next page on."""
         return replace(self, params={**self.params, "after": last_id})
+
+
+def upload(upload: Upload) -> Request[File]:
+    """Uploads a file. Content is stored once, so a repeated upload adds no more than a second name for it."""
+    return Request("POST", "/v1/files", File, upload=upload, timeout=_TRANSFER_TIMEOUT)
+
+
+def upload_file(path: str | Path, *, on_bytes: OnBytes | None = None) -> Request[File]:
+    """Streams the file at `path` to the gateway; `on_bytes(sent, total)` is told how far it is."""
+    return upload(file_upload(Path(path)).watched_by(on_bytes))
+
+
+def list_files(*, limit: int = 100) -> Request[Page[File]]:
+    """All files, newest first; `limit` is the size of one page."""
+    return Request("GET", "/v1/files", Page[File], params={"limit": limit})
+
+
+def get_file(id: str) -> Request[File]:
+    """One file's entry."""
+    return Request("GET", f"/v1/files/{_part(id)}", File)
+
+
+def delete_file(id: str) -> Request[Deleted]:
+    """Deletes a file. Raises Conflict while a running job reads it."""
+    return Request("DELETE", f"/v1/files/{_part(id)}", Deleted)
+
+
+def create_job(
+    *,
+    items: Sequence[Item | Mapping[str, Any]] | None = None,
+    input: Input | Mapping[str, str] | None = None,
+    idempotency_key: str | None = None,
+    **options: Unpack[JobOptions],
+) -> Request[Job]:
+    """Creates a features job from inline items or from a manifest the gateway has.
+
+    Without `idempotency_key` the client makes one, so that its own retries never create two jobs.
+    """
+    fields = {"type": JobType.FEATURES, "items": items, "input": input, **options}
+    body = to_jsonable_python({name: value for name, value in fields.items() if value is not None})
+    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    return Request("POST", "/v1/jobs", Job, json=body, headers=headers)
+
+
+def list_jobs(
+    *,
+    status: JobStatus | None = None,
+    type: JobType | None = None,
+    metadata: Mapping[str, str] | None = None,
+    limit: int = 100,
+) -> Request[Page[Job]]:
+    """The jobs that match all filters, newest first; `limit` is the size of one page."""
+    filters = {"status": status, "type": type}
+    params: dict[str, str | int] = {name: value.value for name, value in filters.items() if value is not None}
+    params |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+    return Request("GET", "/v1/jobs", Page[Job], params={**params, "limit": limit})
+
+
+def get_job(id: str) -> Request[Job]:
+    """A job and how far it is."""
+    return Request("GET", f"/v1/jobs/{_part(id)}", Job)
+
+
+def cancel_job(id: str) -> Request[Job]:
+    """Asks for a job's end; what runs stops at its next batch."""
+    return Request("POST", f"/v1/jobs/{_part(id)}/cancel", Job)
+
+
+def retry_job(id: str) -> Request[Job]:
+    """Tries the failed items of an ended job again. Raises Conflict while it runs."""
+    return Request("POST", f"/v1/jobs/{_part(id)}/retry", Job, repeatable=False)
+
+
+def delete_job(id: str) -> Request[Deleted]:
+    """Deletes a job and its results. Raises Conflict while it runs."""
+    return Request("DELETE", f"/v1/jobs/{_part(id)}", Deleted)
+
+
+def list_errors(id: str, *, limit: int = 100) -> Request[Page[ItemErrorEntry]]:
+    """What could not be used of a job's items, in the manifest's order."""
+    return Request("GET", f"/v1/jobs/{_part(id)}/errors", Page[ItemErrorEntry], params={"limit": limit})
+
+
+def list_parts(id: str, *, limit: int = 100) -> Request[Page[Part]]:
+    """The Parquet parts of a job's feature set, each with a link that needs no key."""
+    return Request("GET", f"/v1/jobs/{_part(id)}/results/parts", Page[Part], params={"limit": limit})
+
+
+def read_results(id: str, format: ResultFormat) -> Request[bytes]:
+    """A job's whole feature set as one file."""
+    path = f"/v1/jobs/{_part(id)}/results"
+    return Request("GET", path, bytes, params={"format": format}, stream="bytes", timeout=_TRANSFER_TIMEOUT)
+
+
+def read_events(id: str, last_event_id: str | None) -> Request[JobEvent]:
+    """A job's events after `last_event_id`, as they happen."""
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    if last_event_id is not None:
+        headers["Last-Event-ID"] = last_event_id
+    return Request("GET", f"/v1/jobs/{_part(id)}/events", JobEvent, headers=headers, stream="events")
+
+
+def list_models(*, limit: int = 100) -> Request[Page[ModelEntry]]:
+    """Built-in encoders, those of the operator's file, and what the tenant's jobs made."""
+    return Request("GET", "/v1/models", Page[ModelEntry], params={"limit": limit})
+
+
+def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:
+    """The workers that were heard from of late."""
+    return Request("GET", "/v1/workers", Page[WorkerEntry], params={"limit": limit})
+
+
+def create_key(*, name: str = "", tenant: str = "default", scope: Literal["user", "admin"] = "user") -> Request[NewKey]:
+    """Makes an API key, and its tenant by naming it. The key itself is in this answer and never again."""
+    body = {"name": name, "tenant": tenant, "scope": scope}
+    return Request("POST", "/v1/keys", NewKey, json=body, repeatable=False)
+
+
+def list_keys(*, limit: int = 100) -> Request[Page[Key]]:
+    """All keys, without what is secret."""
+    return Request("GET", "/v1/keys", Page[Key], params={"limit": limit})
+
+
+def revoke_key(id: str) -> Request[Deleted]:
+    """Ends a key at once."""
+    return Request("DELETE", f"/v1/keys/{_part(id)}", Deleted)
+
+
+def _part(id: str) -> str:
+    """An identifier as one segment of a path, whatever a user typed."""
+    return quote(id, safe="")

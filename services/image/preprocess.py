@@ -50,12 +50,13 @@ RGB = NDArray[np.uint8]
 
 
 def decode(data: bytes, options: dict[str, Any]) -> RGB:
-    """Bytes of a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file to an upright image, uint8 RGB [height, width, 3].
+    """Bytes of a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file to an upright RGB image.
 
-    Transparent pixels are laid on white. Options: `max_pixels` (limit, checked before anything is decoded); `resize`
-    (pixels of the shorter side, or [height, width]), `max_size` (pixels of the longer side), `interpolation` and `crop`
-    (pixels of the centred square, or [height, width]) as torchvision does on PIL images, bit for bit; `grayscale`;
-    `fast_jpeg` (decode a large JPEG at the smallest scale of 1/2, 1/4, 1/8 that is enough for `resize`).
+    Returns uint8 [height, width, 3]; transparent pixels are laid on white. Options: `max_pixels` (limit, checked before
+    anything is decoded); `resize` (pixels of the shorter side, or [height, width]), `max_size` (pixels of the longer
+    side), `interpolation` and `crop` (pixels of the centred square, or [height, width]) as torchvision does on PIL
+    images, bit for bit; `grayscale`; `fast_jpeg` (decode a large JPEG at the smallest scale of 1/2, 1/4, 1/8 that is
+    enough for `resize`).
 
     Raises ItemError: `empty_media`, `unsupported_format`, `media_too_large` or `corrupt_media`.
     """
@@ -104,9 +105,9 @@ def _pillow_errors(max_pixels: int) -> Iterator[None]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
-    except ItemError:
+    except (ItemError, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ItemError(f"The image has more than {max_pixels} pixels.", code="media_too_large") from error
     except Exception as error:  # on hostile bytes Pillow's parsers raise nearly every built-in error
         raise ItemError(f"The image cannot be decoded: {error}", code="corrupt_media") from error

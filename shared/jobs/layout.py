@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import func, insert
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from shared.jobs.models import Job, JobStage, Shard
@@ -49,10 +49,10 @@ def lay_out(session: Session, job: Job, plan: Plan) -> None:
         for row, vtime in zip(
             ready, fair_tags(session, queue, job.tenant, [row["cost"] for row in ready]), strict=True
         ):
-            row.update(vtime=vtime, ready_at=func.clock_timestamp())
+            row.update(vtime=vtime)
     session.flush()
     for chunk in (rows[i : i + 5000] for i in range(0, len(rows), 5000)):
-        session.execute(insert(Shard), [{"ready_at": None, "vtime": 0.0, **row} for row in chunk])
+        session.execute(insert(Shard), [{"vtime": 0.0, **row} for row in chunk])
     job.shards_open += len(rows)
     set_status(session, job, JobStatus.RUNNING)
     if not rows:

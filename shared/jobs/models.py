@@ -178,7 +178,7 @@ class Shard(Base):
     priority: Mapped[int] = mapped_column(SmallInteger, default=0)
     cost: Mapped[float] = mapped_column(Float, default=1.0)
     vtime: Mapped[float] = mapped_column(Float, default=0.0, doc="start-time fair queueing's tag")
-    ready_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    ready_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
     run_after: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
     attempts: Mapped[int] = mapped_column(SmallInteger, default=0)
     started_at: Mapped[datetime | None] = mapped_column(

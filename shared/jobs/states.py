@@ -28,7 +28,7 @@ JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLING}),
     JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset({JobStatus.RUNNING}),
-    JobStatus.FAILED: frozenset({JobStatus.RUNNING}),
+    JobStatus.FAILED: frozenset({JobStatus.RUNNING, JobStatus.QUEUED}),
     JobStatus.CANCELLED: frozenset(),
 }
 
@@ -38,5 +38,5 @@ SHARD_TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
     ShardState.LEASED: frozenset({ShardState.READY, ShardState.DONE, ShardState.FAILED, ShardState.CANCELLED}),
     ShardState.DONE: frozenset({ShardState.READY, ShardState.BLOCKED}),
     ShardState.FAILED: frozenset({ShardState.READY, ShardState.BLOCKED}),
-    ShardState.CANCELLED: frozenset(),
+    ShardState.CANCELLED: frozenset({ShardState.READY, ShardState.BLOCKED}),
 }

@@ -62,6 +62,7 @@ def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> Non
         set_status(session, job, JobStatus.FAILED)
         cancel_waiting(session, job)
     elif state == ShardState.FAILED and shard.stage == Stage.FUSION:
+        shard.result = {"failed": shard.items}
         job.items_failed += shard.items
         message = f"The {shard.items} items of slice {shard.index} could not be fused: {shard.error_message}"
         lost = ItemFailure(
@@ -82,9 +83,11 @@ def _unblock(session: Session, job: Job, which: Any) -> None:
         .with_for_update()
         .execution_options(populate_existing=True)
     ).all()
+    free = [shard for shard in waiting if shard.waiting_on == 1]
     for shard in waiting:
-        shard.waiting_on -= 1
-    make_ready(session, job, [shard for shard in waiting if shard.waiting_on == 0])
+        if shard.waiting_on > 1:
+            shard.waiting_on -= 1
+    make_ready(session, job, free)
 
 
 def make_ready(session: Session, job: Job, shards: Sequence[Shard]) -> None:
@@ -93,7 +96,7 @@ def make_ready(session: Session, job: Job, shards: Sequence[Shard]) -> None:
         return
     tags = fair_tags(session, shards[0].queue, job.tenant, [shard.cost for shard in shards])
     for shard, vtime in zip(shards, tags, strict=True):
-        shard.state, shard.vtime = ShardState.READY, vtime
+        shard.state, shard.waiting_on, shard.vtime = ShardState.READY, 0, vtime
         shard.ready_at = shard.run_after = func.clock_timestamp()
 
 

@@ -19,7 +19,7 @@ class OneDnnLinear(nn.Linear):
 
 def use_onednn(model: nn.Module) -> None:
     """Let every plain nn.Linear in `model` that is in fp32 on the CPU compute through oneDNN, if this torch has it."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype is torch.float32:

@@ -9,17 +9,15 @@ BLOBS = "blobs/"
 CACHE = "cache/"
 JOBS = "jobs/"
 MODELS = "models/"
-UPLOADS = "uploads/"
 
 
-def blob(tenant: str, sha256: str) -> str:
-    """The bytes of an uploaded file, once per tenant and content."""
-    return f"{BLOBS}{tenant}/{sha256[:2]}/{sha256}"
+def blob(tenant: str, upload_id: str) -> str:
+    """The bytes of an upload; the `blobs` row that names the key holds their hash.
 
-
-def upload(upload_id: str) -> str:
-    """An upload under way, before its hash is known."""
-    return f"{UPLOADS}{upload_id}"
+    Each upload has a key of its own, so that nothing is copied once the hash is known, and so that deleting the last
+    file of some content never meets a new upload of the same.
+    """
+    return f"{BLOBS}{tenant}/{upload_id}"
 
 
 def job_prefix(job_id: str) -> str:
@@ -40,6 +38,11 @@ def item_slice(job_id: str, index: int, token: UUID) -> str:
 def repacked(job_id: str, token: UUID) -> str:
     """A zip's members, repacked as a tar so that workers can read ranges."""
     return f"{JOBS}{job_id}/plan/media-{token.hex}.tar"
+
+
+def media_pack(job_id: str, index: int, token: UUID) -> str:
+    """Pictures and sounds that came inside a manifest; slices name ranges of it."""
+    return f"{JOBS}{job_id}/plan/media-{index:06d}-{token.hex}.bin"
 
 
 def shard_result(job_id: str, stage: Stage, index: int, token: UUID) -> str:

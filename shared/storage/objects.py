@@ -103,10 +103,13 @@ class ObjectStore:
             else:
                 self._client.compose_object(self.bucket, target, [ComposeSource(self.bucket, source)])
 
-    def list(self, prefix: str, *, recursive: bool = True, bucket: str | None = None) -> Iterator[ListedObject]:
-        """The objects under a prefix, in the order of their keys; folders too when not `recursive`."""
+    def list(
+        self, prefix: str, *, recursive: bool = True, bucket: str | None = None, start_after: str | None = None
+    ) -> Iterator[ListedObject]:
+        """The objects under a prefix and behind `start_after`, in the order of their keys; folders too when not
+        `recursive`."""
         with _errors(prefix):
-            for found in self._client.list_objects(bucket or self.bucket, prefix, recursive=recursive):
+            for found in self._client.list_objects(bucket or self.bucket, prefix, recursive, start_after):
                 yield ListedObject(found.object_name or "", found.size or 0, found.last_modified)
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from shared.ml.encoders.base import Encoder, Vectors
 from shared.queues import Modality
 
 #: Padded cost of one batch (tokens, pixels, samples) that keeps a device busy without holding up what waits behind it.
-MAX_COST: dict[Modality, int] = {Modality.TEXT: 4096, Modality.IMAGE: 32 * 224 * 224, Modality.AUDIO: 32 * 10 * 16_000}
+MAX_COST: dict[Modality, int] = {Modality.TEXT: 1024, Modality.IMAGE: 32 * 224 * 224, Modality.AUDIO: 32 * 10 * 16_000}
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 

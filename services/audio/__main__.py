@@ -1,0 +1,5 @@
+"""Entry point: `python -m services.audio`."""
+
+from services.audio.worker import main
+
+main()

@@ -1,0 +1,12 @@
+"""The audio pool: `python -m services.audio`."""
+
+import sys
+
+from services.audio.tasks import make_pool
+from shared.queues import Queue
+from shared.worker.run import run_worker
+
+
+def main() -> None:
+    """Runs a worker until it is told to stop."""
+    sys.exit(run_worker(Queue.AUDIO, make_pool))

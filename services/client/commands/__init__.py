@@ -1,0 +1,1 @@
+"""The commands of the `trivium` command line, a module for each thing that they are about."""

@@ -1,0 +1,234 @@
+"""What the client does, without I/O: generators that yield what is to be done and are sent its outcome.
+
+Both faces run the same flows, `Client` with blocking calls and `AsyncClient` with awaits, so that retries, paging,
+resuming and downloads are written once. A failed connection is thrown in as httpx.TransportError.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar, Unpack
+
+import httpx
+
+from services.client import requests
+from services.client.errors import ClientError, ConnectionFailed, WaitTimeout, error_from
+from services.client.packing import Source, prepare
+from services.client.requests import JobOptions, Request, ResultFormat
+from services.client.uploads import OnBytes, Upload
+from shared.schemas import Input, Job, JobEvent, JobStatus, Page
+
+T = TypeVar("T")
+
+ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+#: After one of these the gateway closes the stream (unless the job was retried, and more follows).
+_ENDING_EVENTS = frozenset(f"job.{status.value}" for status in ENDED)
+#: Seconds between two looks at a job that is waited for: short at first, for small jobs.
+_FIRST_LOOK, _LATER_LOOKS = 0.1, 2.0
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a request. Outcome: httpx.Response, its body read unless the request streams and the answer is no error."""
+
+    request: Request[Any]
+
+
+@dataclass(frozen=True)
+class Receive:
+    """The next piece of the response that streams. Outcome: bytes, or ServerSentEvent; None at the end."""
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Do nothing for a while."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """Wait before trying again after the `attempt`-th failure (`Retries`). Outcome: False if that was the last."""
+
+    attempt: int
+    response: httpx.Response | None = None
+
+
+@dataclass(frozen=True)
+class Emit(Generic[T]):
+    """Hand a value to whoever iterates."""
+
+    value: T
+
+
+Effect = Send | Receive | Sleep | BackOff
+#: Returns a T in the end.
+Flow = Generator[Effect, Any, T]
+#: Emits values of type T on the way.
+Stream = Generator[Effect | Emit[T], Any, None]
+
+
+def resume(flow: Flow[T] | Stream[T], outcome: Any) -> Effect | Emit[T]:
+    """Tells a flow the outcome of its effect (throws it in if the connection failed) and returns the next effect.
+
+    Raises StopIteration, with the result, at the end of the flow.
+    """
+    return flow.throw(outcome) if isinstance(outcome, httpx.TransportError) else flow.send(outcome)
+
+
+def exchange(request: Request[Any]) -> Flow[httpx.Response]:
+    """Sends a request until it is answered. Raises ApiError, or ConnectionFailed when retrying did not help."""
+    for attempt in count(1):
+        try:
+            response: httpx.Response = yield Send(request)
+        except httpx.TransportError as error:
+            unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            if not ((unsent or request.repeatable) and (yield BackOff(attempt))):
+                raise _connection_failed(error) from error
+            continue
+        if response.is_success:
+            break
+        untouched = response.status_code in {429, 503}
+        if not ((untouched or request.repeatable) and (yield BackOff(attempt, response))):
+            raise error_from(response)
+    return response
+
+
+def call(request: Request[T]) -> Flow[T]:
+    """Sends a request and returns its typed answer."""
+    response = yield from exchange(request)
+    return request.parse(response)
+
+
+def pages(request: Request[Page[T]]) -> Stream[T]:
+    """Emits every entry of a list, page after page."""
+    while True:
+        page = yield from call(request)
+        for entry in page.data:
+            yield Emit(entry)
+        if not page.has_more or page.last_id is None:
+            return
+        request = request.after(page.last_id)
+
+
+def events(id: str, *, after: str | None = None) -> Stream[JobEvent]:
+    """What happens to a job, from the beginning or after the event `after`, until the job has ended.
+
+    A connection that breaks is resumed after the last event that arrived: none is lost or doubled.
+    """
+    failures = 0
+    while True:
+        yield from exchange(requests.read_events(id, after))
+        broken: httpx.TransportError | None = None
+        ended = False
+        try:
+            while (received := (yield Receive())) is not None:
+                event = JobEvent.model_validate_json(received.data)
+                failures, after, ended = 0, event.id, event.type in _ENDING_EVENTS
+                yield Emit(event)
+        except httpx.TransportError as error:
+            broken = error
+        if ended and broken is None:
+            return
+        failures += 1
+        if not (yield BackOff(failures)):
+            raise ConnectionFailed(f"The events of {id} break off again and again.") from broken
+
+
+def wait(id: str, *, timeout: float | None = None) -> Flow[Job]:
+    """Returns the job once it has succeeded, failed or been cancelled. Raises WaitTimeout after `timeout` seconds."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = _FIRST_LOOK
+    while True:
+        job = yield from call(requests.get_job(id))
+        if job.status in ENDED:
+            return job
+        if deadline is not None and time.monotonic() + pause > deadline:
+            raise WaitTimeout(f"{id} is still {job.status.value} after {timeout:g} s; it goes on.")
+        yield Sleep(pause)
+        pause = min(pause * 1.5, _LATER_LOOKS)
+
+
+def features(
+    source: Source,
+    *,
+    idempotency_key: str | None = None,
+    on_bytes: OnBytes | None = None,
+    **options: Unpack[JobOptions],
+) -> Flow[Job]:
+    """Creates a features job from what is at hand and returns it at once (`jobs.wait` waits for it).
+
+    `source` is a JSONL manifest beside its media, a folder, a tar, zip or Parquet file, a `file-…` id, an `s3://`
+    prefix, or the records themselves. Local media must lie below the manifest's folder (below the working folder, for
+    records); they are packed and uploaded in one stream, and `on_bytes(sent, total)` is told how far it is.
+    """
+    prepared = prepare(source)
+    if isinstance(prepared, Upload):
+        file = yield from call(requests.upload(prepared.watched_by(on_bytes)))
+        prepared = Input(file_id=file.id, s3_prefix=None)
+    if isinstance(prepared, Input):
+        request = requests.create_job(input=prepared, idempotency_key=idempotency_key, **options)
+    else:
+        request = requests.create_job(items=prepared, idempotency_key=idempotency_key, **options)
+    return (yield from call(request))
+
+
+def download(
+    id: str, path: str | Path, *, format: ResultFormat = "parquet", on_bytes: OnBytes | None = None
+) -> Flow[Path]:
+    """Writes a job's feature set to `path`, which is complete or not there at all; returns the path.
+
+    A download that breaks starts again. `on_bytes(received, total)` is told how far it is; the total may be None.
+    """
+    path = Path(path)
+    for attempt in count(1):
+        response = yield from exchange(requests.read_results(id, format))
+        try:
+            with atomic_file(path) as file:
+                yield from _copy(response, file, on_bytes)
+            break
+        except httpx.TransportError as error:
+            if not (yield BackOff(attempt)):
+                raise _connection_failed(error) from error
+    return path
+
+
+def _copy(response: httpx.Response, file: BinaryIO, on_bytes: OnBytes | None) -> Flow[None]:
+    length = response.headers.get("content-length")
+    total = int(length) if length is not None else None
+    done = 0
+    while (chunk := (yield Receive())) is not None:
+        file.write(chunk)
+        done += len(chunk)
+        if on_bytes is not None:
+            on_bytes(done, total)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` when everything is written, and leaves nothing behind otherwise.
+
+    Raises ClientError (`unwritable_file`).
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise ClientError(f"{path} cannot be written: {error.strerror}.", code="unwritable_file") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _connection_failed(error: httpx.TransportError) -> ConnectionFailed:
+    url = error.request.url
+    reason = str(error) or type(error).__name__
+    return ConnectionFailed(f"The gateway at {url.scheme}://{url.netloc.decode()} cannot be reached: {reason}.")

@@ -1,0 +1,242 @@
+"""How things look on a terminal: tables and details. Results go to stdout, everything else to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from shared.schemas import (
+    File,
+    ItemErrorEntry,
+    Job,
+    JobStatus,
+    Key,
+    ModelEntry,
+    NewKey,
+    StageProgress,
+    WorkerEntry,
+)
+
+_STYLES = {
+    JobStatus.QUEUED: "dim",
+    JobStatus.PLANNING: "cyan",
+    JobStatus.RUNNING: "cyan",
+    JobStatus.SUCCEEDED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.CANCELLING: "yellow",
+    JobStatus.CANCELLED: "yellow",
+}
+#: Columns of a table whose reader is a program or a file, so that nothing is cut off.
+_WIDE = 240
+
+
+def output() -> Console:
+    """Where results go."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+
+
+def messages() -> Console:
+    """Where progress, remarks and errors go."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(*entries: BaseModel) -> None:
+    """One JSON object a line, for scripts."""
+    for entry in entries:
+        sys.stdout.write(entry.model_dump_json() + "\n")
+
+
+def print_entries(entries: Iterable[Any], table: Callable[[Sequence[Any]], Table], *, as_json: bool) -> None:
+    """A list, as JSON lines or as the table that `table` makes of it."""
+    if as_json:
+        for entry in entries:
+            print_json(entry)
+    else:
+        output().print(table(list(entries)))
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    """One row a job."""
+    table = _table("job", "type", "status", "items", "failed", "created", "took", "metadata", right=("items", "failed"))
+    for job in jobs:
+        table.add_row(
+            job.id,
+            job.type.value,
+            status_text(job.status),
+            f"{job.items.total:,}",
+            f"{job.items.failed:,}" if job.items.failed else "",
+            when(job.created_at),
+            took(job),
+            _pairs(job.metadata),
+        )
+    return table
+
+
+def job_details(job: Job) -> Table:
+    """Everything about one job."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("job", job.id)
+    table.add_row("status", status_text(job.status))
+    if job.error is not None:
+        table.add_row("error", f"{job.error.message} ({job.error.code})")
+    table.add_row("items", item_counts(job))
+    table.add_row("created", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.created_at))}")
+    table.add_row("took", took(job))
+    for name in ("input", "encoders", "fusion", "preprocessing"):
+        if job.request.get(name) is not None:
+            table.add_row(name, _compact(job.request[name]))
+    if job.metadata:
+        table.add_row("metadata", _pairs(job.metadata))
+    if job.stages:
+        table.add_row("stages", stages_table(job))
+    return table
+
+
+def stages_table(job: Job) -> Table:
+    """One row a stage, with its rate."""
+    table = _table(
+        "stage", "items", "cached", "shards", "failed", "took", "items/s",
+        right=("items", "cached", "shards", "failed", "took", "items/s"),
+    )  # fmt: skip
+    for stage, progress in job.stages.items():
+        pace = rate(progress)
+        table.add_row(
+            stage.value,
+            f"{progress.items_done:,}/{progress.items_total:,}" if progress.items_total else "",
+            f"{progress.items_cached:,}" if progress.items_cached else "",
+            f"{progress.shards_done + progress.shards_failed:,}/{progress.shards_total:,}",
+            f"{progress.shards_failed:,}" if progress.shards_failed else "",
+            f"{seconds:.1f} s" if (seconds := elapsed(progress)) is not None else "",
+            f"{pace:,.0f}" if pace is not None else "",
+        )
+    return table
+
+
+def errors_table(errors: Sequence[ItemErrorEntry]) -> Table:
+    """One row for each item, or modality of an item, that could not be used."""
+    table = _table("item", "modality", "code", "message", right=())
+    for error in errors:
+        table.add_row(error.item_id, error.modality or "(all)", error.code, error.message)
+    return table
+
+
+def models_table(models: Sequence[ModelEntry]) -> Table:
+    """One row an encoder or model."""
+    table = _table("model", "modality", "dimension", "loader", "licence", "description", right=("dimension",))
+    for model in models:
+        row = (model.id, model.modality.value, str(model.dimension), model.loader, model.licence, model.description)
+        table.add_row(*row)
+    return table
+
+
+def workers_table(workers: Sequence[WorkerEntry]) -> Table:
+    """One row a worker process."""
+    table = _table("pool", "state", "host", "pid", "up for", "heard from", "models", "works on", right=("pid",))
+    for worker in workers:
+        table.add_row(
+            worker.pool,
+            worker.state,
+            worker.host,
+            str(worker.pid),
+            span(time.time() - worker.started_at),
+            when(worker.last_seen_at),
+            ", ".join(worker.loaded_models),
+            ", ".join(_shard(shard) for shard in worker.current_shards),
+        )
+    return table
+
+
+def files_table(files: Sequence[File]) -> Table:
+    """One row a file."""
+    table = _table("file", "name", "size", "type", "created", right=("size",))
+    for file in files:
+        table.add_row(file.id, file.filename, decimal(file.bytes), file.content_type, when(file.created_at))
+    return table
+
+
+def keys_table(keys: Sequence[Key]) -> Table:
+    """One row an API key."""
+    table = _table("key", "name", "tenant", "scope", "ends in", "created", "last used", "state", right=())
+    for key in keys:
+        state = f"revoked {when(key.revoked_at)}" if key.revoked_at else "active"
+        used = when(key.last_used_at) if key.last_used_at else "never"
+        table.add_row(key.id, key.name, key.tenant, key.scope, key.hint, when(key.created_at), used, state)
+    return table
+
+
+def status_text(status: JobStatus) -> Text:
+    """A status in its colour."""
+    return Text(status.value, _STYLES[status])
+
+
+def item_counts(job: Job) -> str:
+    """`1,226 items: 969 succeeded, 257 partial, 0 failed`."""
+    items = job.items
+    return f"{items.total:,}: {items.succeeded:,} succeeded, {items.partial:,} partial, {items.failed:,} failed"
+
+
+def elapsed(progress: StageProgress) -> float | None:
+    """Seconds that a stage has run so far, or ran; None before its start."""
+    if progress.started_at is None:
+        return None
+    return max(0.0, (progress.finished_at or time.time()) - progress.started_at)
+
+
+def rate(progress: StageProgress) -> float | None:
+    """Items per second of a stage since its start; None before anything was done."""
+    seconds = elapsed(progress)
+    return progress.items_done / seconds if seconds and progress.items_done else None
+
+
+def took(job: Job) -> str:
+    """How long a job has run, or ran, without its time in the queue."""
+    if job.started_at is None:
+        return ""
+    return span((job.finished_at or time.time()) - job.started_at)
+
+
+def when(timestamp: float) -> str:
+    """`3 min ago`."""
+    return f"{span(time.time() - timestamp)} ago"
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest unit: `42 s`, `3 min`, `5 h`, `12 d`."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size or (unit == "min" and seconds >= 100):
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _table(*columns: str, right: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _pairs(metadata: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in metadata.items())
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shard(shard: dict[str, Any]) -> str:
+    return f"{shard.get('job_id', '?')} {shard.get('stage', '')} {shard.get('index', '')}".strip()
+
+
+def new_key_message(key: NewKey) -> str:
+    """What is said of a key that was just made."""
+    return f"{key.id} of tenant {key.tenant} ({key.scope}). This is the only time the key is shown; keep it safe:"

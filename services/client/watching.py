@@ -1,0 +1,127 @@
+"""A job's progress on the terminal: a bar for each stage, with its rate and the time left."""
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from services.client.client import Client
+from services.client.flows import ENDED
+from services.client.rendering import item_counts, rate, span, status_text, took
+from shared.errors import TriviumError
+from shared.queues import Stage
+from shared.schemas import Job, JobEvent, StageProgress
+
+#: Seconds between two looks at a job's counters.
+_INTERVAL = 0.4
+
+
+class JobProgress:
+    """The bars of one job, as a context manager; on something that is no terminal, a line as each stage ends."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bars: dict[Stage, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:<7}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[items]:>15}"),
+            TextColumn("{task.fields[rate]:>13}"),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._told: set[Stage] = set()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, job: Job) -> None:
+        """Draws the counters of a job."""
+        for stage in sorted(job.stages, key=list(Stage).index):
+            self._show_stage(stage, job.stages[stage])
+
+    def remark(self, event: JobEvent) -> None:
+        """Says above the bars what goes wrong, and what is done about it."""
+        place = f"{event.data.get('stage')} shard {event.data.get('shard')}"
+        text = {
+            "shard.retried": f"{place} is tried again ({event.data.get('code')})",
+            "shard.rescued": f"{place} was taken back from a worker that died",
+            "shard.failed": f"{place} failed ({event.data.get('code')})",
+        }.get(event.type)
+        if text is not None:
+            self._progress.console.print(f"[yellow]•[/] {text}")
+
+    def _show_stage(self, stage: Stage, progress: StageProgress) -> None:
+        ended = progress.finished_at is not None
+        pace = rate(progress)
+        counted = progress.items_total > 0
+        fields = {
+            "items": f"{progress.items_done:,}/{progress.items_total:,}" if counted else "",
+            "rate": f"{pace:,.0f} items/s" if pace else "",
+            "note": _note(progress, pace),
+        }
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(stage.value, total=None, **fields)
+        total: float | None = progress.items_total if counted else float(ended) or None
+        done = progress.items_done if counted else float(ended)
+        self._progress.update(self._bars[stage], total=total, completed=total if ended and total else done, **fields)
+        if ended and stage not in self._told:
+            self._told.add(stage)
+            if not self._console.is_terminal:
+                self._console.print(" ".join(filter(None, [stage.value, *fields.values()])))
+
+
+def watch(client: Client, job_id: str, console: Console) -> Job:
+    """Shows a job's progress until it has ended, and returns it. Outlives restarts of the gateway.
+
+    Counters are looked at several times a second; the event stream, resumed where it broke off, adds remarks and
+    makes the next look come at once.
+    """
+    news = threading.Event()
+    with JobProgress(console) as progress:
+        threading.Thread(target=_follow, args=(client, job_id, progress, news), daemon=True).start()
+        while True:
+            news.clear()
+            job = client.jobs.get(job_id)
+            progress.show(job)
+            if job.status in ENDED:
+                return job
+            news.wait(_INTERVAL)
+
+
+def _follow(client: Client, job_id: str, progress: JobProgress, news: threading.Event) -> None:
+    try:
+        for event in client.jobs.events(job_id):
+            progress.remark(event)
+            news.set()
+    except TriviumError:
+        return  # the counters tell everything that matters, and their own errors reach the caller
+
+
+def summary(job: Job, console: Console) -> None:
+    """Says how a job ended and what can be done next."""
+    console.print(status_text(job.status), f"in {took(job) or '0 s'}; items {item_counts(job)}")
+    if job.error is not None:
+        console.print(f"[red]{job.error.message}[/] ({job.error.code})")
+    if job.items.partial or job.items.failed:
+        console.print(f"What could not be used: [bold]trivium errors {job.id}[/]")
+
+
+def _note(progress: StageProgress, pace: float | None) -> str:
+    notes = []
+    if progress.finished_at is None and pace:
+        notes.append(f"{span((progress.items_total - progress.items_done) / pace)} left")
+    if progress.items_cached:
+        notes.append(f"{progress.items_cached:,} from the cache")
+    if progress.shards_failed:
+        notes.append(f"{progress.shards_failed:,} shards failed")
+    return ", ".join(notes)

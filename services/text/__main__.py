@@ -1,0 +1,5 @@
+"""Entry point: `python -m services.text`."""
+
+from services.text.worker import main
+
+main()

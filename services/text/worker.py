@@ -1,0 +1,12 @@
+"""The text pool: `python -m services.text`."""
+
+import sys
+
+from services.text.tasks import make_pool
+from shared.queues import Queue
+from shared.worker.run import run_worker
+
+
+def main() -> None:
+    """Runs a worker until it is told to stop."""
+    sys.exit(run_worker(Queue.TEXT, make_pool))

@@ -1,0 +1,48 @@
+"""An extraction pool: one modality's handlers, the models it keeps, and its decoder."""
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from shared.ml.extraction import Decoder, Extraction
+from shared.ml.models import ModelCache
+from shared.queues import Modality, Stage
+from shared.worker.context import Handler, WorkerContext
+from shared.worker.processes import torch_threads
+
+
+class ClosableDecoder(Decoder, Protocol):
+    """A decoder that holds processes."""
+
+    def close(self) -> None:
+        """Ends them."""
+        ...
+
+
+class ExtractionPool:
+    """What an extraction service brings to the shard loop (see shared.worker.context.Pool)."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        modality: Modality,
+        decoder: ClosableDecoder,
+        extra: Mapping[Stage, Handler] | None = None,
+    ):
+        threads = torch_threads(context.settings.worker)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        from shared.ml.device import configure_threads
+
+        configure_threads(threads)
+        self._models = ModelCache(context.settings.worker.model_memory_bytes)
+        self._decoder = decoder
+        extraction = Extraction(context, modality, decoder, self._models)
+        self.handlers: Mapping[Stage, Handler] = {Stage(modality.value): extraction, **(extra or {})}
+
+    def loaded_models(self) -> list[str]:
+        """Ids of the encoders in memory."""
+        return self._models.ids()
+
+    def close(self) -> None:
+        """Ends the decode processes."""
+        self._decoder.close()
