@@ -36,7 +36,15 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     structlog.contextvars.bind_contextvars(service=service)
-    for noisy in ("httpx", "urllib3", "uvicorn.access", "celery.redirected", "alembic"):
+    for noisy in (
+        "httpx",
+        "urllib3",
+        "uvicorn.access",
+        "celery.redirected",
+        "celery.worker.strategy",
+        "celery.app.trace",
+        "alembic",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

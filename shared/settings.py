@@ -36,6 +36,7 @@ class Limits(BaseSettings):
     image_pixels: int = Field(50_000_000, description="one picture, decoded")
     audio_seconds: float = Field(600.0, description="one sound, decoded")
     archive_members: int = Field(20_000_000, description="members of one archive")
+    archive_bytes: int = Field(50 * 1024**3, description="one archive, unpacked")
     archive_ratio: float = Field(200.0, description="unpacked to packed bytes of a zip")
     waiting_shards: int = Field(200_000, description="shards of one tenant that wait")
     npz_bytes: int = Field(1024**3, description="results as npz")

@@ -22,7 +22,7 @@ class Address:
     def headers(self) -> dict[str, str]:
         """What goes with every request."""
         key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return {"User-Agent": f"trivium-python/{_version()}", **key}
+        return {"User-Agent": f"trivium-python/{version()}", **key}
 
 
 def find_address(base_url: str | None = None, api_key: str | None = None) -> Address:
@@ -52,7 +52,8 @@ def _local_stack() -> str | None:
     return None
 
 
-def _version() -> str:
+def version() -> str:
+    """The installed version of Trivium."""
     try:
         return metadata.version("trivium")
     except metadata.PackageNotFoundError:  # run from a checkout

@@ -26,7 +26,7 @@ from shared.schemas import Input, Job, JobEvent, JobStatus, Page
 T = TypeVar("T")
 
 ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
-#: After one of these the gateway closes the stream (unless the job was retried, and more follows).
+#: After one of these the gateway closes the stream, unless the job was retried and more follows.
 _ENDING_EVENTS = frozenset(f"job.{status.value}" for status in ENDED)
 #: Seconds between two looks at a job that is waited for: short at first, for small jobs.
 _FIRST_LOOK, _LATER_LOOKS = 0.1, 2.0
@@ -119,22 +119,28 @@ def pages(request: Request[Page[T]]) -> Stream[T]:
 def events(id: str, *, after: str | None = None) -> Stream[JobEvent]:
     """What happens to a job, from the beginning or after the event `after`, until the job has ended.
 
+    Between them come events of the type `progress`: about each second the status, items and stages, if they changed.
     A connection that breaks is resumed after the last event that arrived: none is lost or doubled.
     """
-    failures = 0
+    failures, ended, known_to_have_ended = 0, False, False
     while True:
         yield from exchange(requests.read_events(id, after))
         broken: httpx.TransportError | None = None
-        ended = False
+        silent = True
         try:
             while (received := (yield Receive())) is not None:
                 event = JobEvent.model_validate_json(received.data)
-                failures, after, ended = 0, event.id, event.type in _ENDING_EVENTS
+                failures, silent, after = 0, False, event.id
+                if event.type.startswith("job."):
+                    ended = event.type in _ENDING_EVENTS
                 yield Emit(event)
         except httpx.TransportError as error:
             broken = error
-        if ended and broken is None:
-            return
+        if broken is None:
+            if ended or (silent and known_to_have_ended):
+                return
+            # The gateway is shutting down, or there was nothing after `after`.
+            known_to_have_ended = (yield from call(requests.get_job(id))).status in ENDED
         failures += 1
         if not (yield BackOff(failures)):
             raise ConnectionFailed(f"The events of {id} break off again and again.") from broken
@@ -155,11 +161,7 @@ def wait(id: str, *, timeout: float | None = None) -> Flow[Job]:
 
 
 def features(
-    source: Source,
-    *,
-    idempotency_key: str | None = None,
-    on_bytes: OnBytes | None = None,
-    **options: Unpack[JobOptions],
+    source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[JobOptions]
 ) -> Flow[Job]:
     """Creates a features job from what is at hand and returns it at once (`jobs.wait` waits for it).
 
@@ -172,9 +174,9 @@ def features(
         file = yield from call(requests.upload(prepared.watched_by(on_bytes)))
         prepared = Input(file_id=file.id, s3_prefix=None)
     if isinstance(prepared, Input):
-        request = requests.create_job(input=prepared, idempotency_key=idempotency_key, **options)
+        request = requests.create_job(input=prepared, **options)
     else:
-        request = requests.create_job(items=prepared, idempotency_key=idempotency_key, **options)
+        request = requests.create_job(items=prepared, **options)
     return (yield from call(request))
 
 

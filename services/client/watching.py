@@ -1,21 +1,23 @@
 """A job's progress on the terminal: a bar for each stage, with its rate and the time left."""
 
-import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from services.client.client import Client
-from services.client.flows import ENDED
 from services.client.rendering import item_counts, rate, span, status_text, took
-from shared.errors import TriviumError
 from shared.queues import Stage
 from shared.schemas import Job, JobEvent, StageProgress
 
-#: Seconds between two looks at a job's counters.
-_INTERVAL = 0.4
+
+class _Progress(BaseModel):
+    """What an event of the type `progress` says, as far as it is shown."""
+
+    stages: dict[Stage, StageProgress]
 
 
 class JobProgress:
@@ -44,10 +46,10 @@ class JobProgress:
     ) -> None:
         self._progress.stop()
 
-    def show(self, job: Job) -> None:
-        """Draws the counters of a job."""
-        for stage in sorted(job.stages, key=list(Stage).index):
-            self._show_stage(stage, job.stages[stage])
+    def show(self, stages: Mapping[Stage, StageProgress]) -> None:
+        """Draws the counters of a job's stages."""
+        for stage in sorted(stages, key=list(Stage).index):
+            self._show_stage(stage, stages[stage])
 
     def remark(self, event: JobEvent) -> None:
         """Says above the bars what goes wrong, and what is done about it."""
@@ -81,30 +83,16 @@ class JobProgress:
 
 
 def watch(client: Client, job_id: str, console: Console) -> Job:
-    """Shows a job's progress until it has ended, and returns it. Outlives restarts of the gateway.
-
-    Counters are looked at several times a second; the event stream, resumed where it broke off, adds remarks and
-    makes the next look come at once.
-    """
-    news = threading.Event()
+    """Shows a job's progress until it has ended, and returns it. Outlives restarts of the gateway."""
     with JobProgress(console) as progress:
-        threading.Thread(target=_follow, args=(client, job_id, progress, news), daemon=True).start()
-        while True:
-            news.clear()
-            job = client.jobs.get(job_id)
-            progress.show(job)
-            if job.status in ENDED:
-                return job
-            news.wait(_INTERVAL)
-
-
-def _follow(client: Client, job_id: str, progress: JobProgress, news: threading.Event) -> None:
-    try:
         for event in client.jobs.events(job_id):
-            progress.remark(event)
-            news.set()
-    except TriviumError:
-        return  # the counters tell everything that matters, and their own errors reach the caller
+            if event.type == "progress":
+                progress.show(_Progress.model_validate(event.data).stages)
+            else:
+                progress.remark(event)
+        job = client.jobs.wait(job_id)
+        progress.show(job.stages)
+    return job
 
 
 def summary(job: Job, console: Console) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DataError, DBAPIError, TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -49,7 +50,9 @@ def error_response(error: TriviumError, *, status: int | None = None) -> JSONRes
 
 def internal_error() -> JSONResponse:
     """The answer to a fault of ours; what it was is in the logs, under the request's id."""
-    return error_response(TriviumError("Something went wrong here; the request id in X-Request-ID finds it in the logs."))
+    return error_response(
+        TriviumError("Something went wrong here; the request id in X-Request-ID finds it in the logs.")
+    )
 
 
 async def _on_deliberate(_: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from shared.db import Sessions
 from shared.jobs.models import Job, Shard
@@ -67,35 +68,35 @@ class _Tables(Collector):
             yield from self._metrics
 
     def _read(self) -> list[Metric]:
-        depth = GaugeMetricFamily("trivium_queue_shards", "Shards that have not ended", labels=["queue", "state"])
-        age = GaugeMetricFamily("trivium_queue_oldest_seconds", "Age of the oldest ready shard", labels=["queue"])
-        jobs = GaugeMetricFamily("trivium_jobs", "Jobs by status", labels=["status"])
         try:
             with self._sessions() as session:
-                shards = session.execute(
-                    select(
-                        Shard.queue,
-                        Shard.state,
-                        func.count(),
-                        func.extract("epoch", func.clock_timestamp() - func.min(Shard.ready_at)),
-                    )
-                    .where(Shard.state.in_(_WAITING))
-                    .group_by(Shard.queue, Shard.state)
-                ).all()
-                by_status: dict[str, int] = {
-                    status: count
-                    for status, count in session.execute(
-                        select(Job.status, func.count()).where(Job.deleted_at.is_(None)).group_by(Job.status)
-                    )
-                }
+                return [*_queues(session), _jobs(session)]
         except SQLAlchemyError as error:
             log.warning("metrics without tables", error=str(error))
             return []
-        counts = {(queue, state): (count, seconds) for queue, state, count, seconds in shards}
-        for queue in Queue:
-            for state in _WAITING:
-                depth.add_metric([queue, state], counts.get((queue, state), (0, 0))[0])
-            age.add_metric([queue], float(counts.get((queue, ShardState.READY), (0, 0))[1]))
-        for status in JobStatus:
-            jobs.add_metric([status], by_status.get(status, 0))
-        return [depth, age, jobs]
+
+
+def _queues(session: Session) -> tuple[Metric, Metric]:
+    depth = GaugeMetricFamily("trivium_queue_shards", "Shards that have not ended", labels=["queue", "state"])
+    age = GaugeMetricFamily("trivium_queue_oldest_seconds", "Age of the oldest ready shard", labels=["queue"])
+    oldest = func.extract("epoch", func.clock_timestamp() - func.min(Shard.ready_at))
+    rows = session.execute(
+        select(Shard.queue, Shard.state, func.count(), oldest)
+        .where(Shard.state.in_(_WAITING))
+        .group_by(Shard.queue, Shard.state)
+    )
+    found = {(queue, state): (count, seconds) for queue, state, count, seconds in rows}
+    for queue in Queue:
+        for state in _WAITING:
+            depth.add_metric([queue, state], found.get((queue, state), (0, 0))[0])
+        age.add_metric([queue], float(found.get((queue, ShardState.READY), (0, 0))[1]))
+    return depth, age
+
+
+def _jobs(session: Session) -> Metric:
+    jobs = GaugeMetricFamily("trivium_jobs", "Jobs by status", labels=["status"])
+    rows = session.execute(select(Job.status, func.count()).where(Job.deleted_at.is_(None)).group_by(Job.status))
+    counts = {status: count for status, count in rows}  # noqa: C416  # a Row is a tuple only at run time
+    for status in JobStatus:
+        jobs.add_metric([status], counts.get(status, 0))
+    return jobs

@@ -1,4 +1,4 @@
-"""Around every request: its id, one line of access log, its metrics, an answer whatever happened, and the body limit."""
+"""Around every request: its id, a line of access log, metrics, an answer whatever happened, and the body limit."""
 
 import re
 import time
@@ -23,7 +23,7 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestMiddleware:
-    """Gives a request its id (the caller's `X-Request-ID`, if sane), logs and counts it, and answers unforeseen errors."""
+    """Gives a request its id (the caller's `X-Request-ID`, if sane), logs and counts it, answers unforeseen errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self._app, self._metrics = app, metrics

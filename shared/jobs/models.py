@@ -301,5 +301,6 @@ class Worker(Base):
     version: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, default="idle")
     loaded_models: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list)
+    current_shards: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, default=list)
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
     last_seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)

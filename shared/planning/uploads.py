@@ -51,7 +51,7 @@ class Uploads:
     def _upload(self, key: str, content: IO[bytes], content_type: str) -> StoredObject:
         with content:
             content.seek(0)
-            return self._store.put_stream(key, content, content_type)  # type: ignore[arg-type]  # IO[bytes] reads as well
+            return self._store.put_stream(key, content, content_type)
 
 
 class SliceWriter:
@@ -78,6 +78,7 @@ class SliceWriter:
     def finish(self) -> list[Slice]:
         """Waits until everything is written."""
         self._end_slice()
+        self._lines.close()
         return [Slice(index, future.result(), items, counts) for index, items, counts, future in self._written]
 
     def _end_slice(self) -> None:
@@ -111,6 +112,7 @@ class MediaPacker:
         """Waits until everything is written."""
         if self._offset:
             self._end_pack()
+        self._pack.close()
         for future in self._written:
             future.result()
 

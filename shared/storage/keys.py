@@ -40,6 +40,11 @@ def repacked(job_id: str, token: UUID) -> str:
     return f"{JOBS}{job_id}/plan/media-{token.hex}.tar"
 
 
+def unpacked(job_id: str, token: UUID) -> str:
+    """A gzipped manifest or archive, unpacked so that it can be read by ranges."""
+    return f"{JOBS}{job_id}/plan/unpacked-{token.hex}"
+
+
 def media_pack(job_id: str, index: int, token: UUID) -> str:
     """Pictures and sounds that came inside a manifest; slices name ranges of it."""
     return f"{JOBS}{job_id}/plan/media-{index:06d}-{token.hex}.bin"

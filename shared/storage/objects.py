@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import BinaryIO
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import urllib3
@@ -30,6 +30,12 @@ class ListedObject:
     key: str
     bytes: int
     modified_at: datetime | None
+
+
+class Readable(Protocol):
+    """Anything that can be uploaded: `read` gives up to `size` bytes, none at the end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
 
 
 class ObjectStore:
@@ -57,7 +63,7 @@ class ObjectStore:
         return StoredObject(key, hashlib.sha256(data).hexdigest(), len(data))
 
     def put_stream(
-        self, key: str, stream: BinaryIO, content_type: str = "application/octet-stream", limit: int | None = None
+        self, key: str, stream: Readable, content_type: str = "application/octet-stream", limit: int | None = None
     ) -> StoredObject:
         """Writes a stream of unknown length in parts, hashing as it passes.
 
@@ -65,7 +71,10 @@ class ObjectStore:
         """
         reader = _HashingReader(stream, limit)
         with _errors(key):
-            self._client.put_object(self.bucket, key, reader, -1, content_type, part_size=PART_BYTES)  # type: ignore[arg-type]  # read() is all it needs
+            # One part at a time: the client never ends the threads of parallel parts if the stream raises.
+            self._client.put_object(
+                self.bucket, key, reader, -1, content_type, part_size=PART_BYTES, num_parallel_uploads=1
+            )  # type: ignore[arg-type]  # read() is all it needs
         return StoredObject(key, reader.digest.hexdigest(), reader.bytes)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, bucket: str | None = None) -> bytes:
@@ -150,7 +159,7 @@ def _client(settings: Settings, endpoint: str) -> Minio:
 class _HashingReader:
     """Passes a stream on while hashing and counting it."""
 
-    def __init__(self, stream: BinaryIO, limit: int | None):
+    def __init__(self, stream: Readable, limit: int | None):
         self._stream, self._limit = stream, limit
         self.digest, self.bytes = hashlib.sha256(), 0
 

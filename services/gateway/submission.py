@@ -1,0 +1,111 @@
+"""Accepting a job: checked, planned right here if it is small, and stored in one transaction."""
+
+from collections.abc import Collection, Mapping
+from hashlib import sha256
+
+from pydantic_core import PydanticSerializationError
+
+from services.gateway import admission
+from services.gateway.deps import Services
+from shared import schemas
+from shared.errors import ConflictError, InvalidRequestError
+from shared.ids import new_id
+from shared.jobs import repository
+from shared.jobs.files import locate_files
+from shared.jobs.layout import lay_out
+from shared.jobs.records import Plan
+from shared.jobs.repository import NewJob
+from shared.planning import plan_inline
+from shared.schemas import FeaturesRequest, Item, MediaLocation
+from shared.storage import keys
+
+
+def submit(
+    services: Services, tenant: str, request: FeaturesRequest, idempotency_key: str | None
+) -> tuple[schemas.Job, bool]:
+    """Creates the job, or finds the one that an earlier request with this key created (then the flag is False).
+
+    Raises what `admission.check` raises, BusyError, NotFoundError (`file_not_found`), and InvalidRequestError
+    (`idempotency_key_reused`, `invalid_unicode`).
+    """
+    body = _canonical(request)
+    digest = sha256(body).hexdigest()
+    with services.sessions() as session:
+        if idempotency_key is not None:
+            earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
+            if earlier is not None:
+                return repository.snapshot(session, earlier), False
+        repository.check_backlog(session, tenant, services.settings.limits.waiting_shards)
+    admission.check(request, tenant, services.settings, services.catalog)
+    new = NewJob(
+        id=new_id("job"),
+        tenant=tenant,
+        request=request.model_dump(mode="json", exclude={"items"}),
+        request_sha256=digest,
+        idempotency_key=idempotency_key,
+        file_ids=_files_of(request),
+    )
+    plan = _prepare(services, new, request, len(body))
+    return _insert(services, new, plan)
+
+
+def _prepare(services: Services, new: NewJob, request: FeaturesRequest, body_bytes: int) -> Plan | None:
+    """Objects first: the plan of a small inline job, or the items of a large one, for the dispatcher to plan."""
+    if request.items is None:
+        return None
+    if body_bytes > services.settings.engine.inline_plan_bytes:
+        lines = b"".join(item.model_dump_json(exclude_defaults=True).encode() + b"\n" for item in request.items)
+        services.store.put(keys.inline_items(new.id), lines, "application/x-ndjson")
+        return None
+
+    def resolve(ids: Collection[str]) -> Mapping[str, MediaLocation]:
+        with services.sessions() as session:
+            return locate_files(session, new.tenant, ids)
+
+    return plan_inline(
+        services.store,
+        new.id,
+        request,
+        catalog=services.catalog,
+        limits=services.settings.limits,
+        resolve_files=resolve,
+    )
+
+
+def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas.Job, bool]:
+    """Rows last, in one transaction. If it does not come about, the sweep removes the objects."""
+    with services.sessions.begin() as session:
+        job = repository.create(session, new)
+        if job is not None:
+            if plan is None:
+                repository.queue_plan(session, job)
+            else:
+                lay_out(session, job, plan)
+            shown, queues = repository.snapshot(session, job), repository.ready_queues(session, job.id)
+        else:
+            assert new.idempotency_key is not None
+            first = repository.find_repeat(session, new.tenant, new.idempotency_key, new.request_sha256)
+            if first is None:
+                raise ConflictError("The job of this Idempotency-Key is being deleted; send the request again.")
+            shown, queues = repository.snapshot(session, first), []
+    services.hint(queues)
+    return shown, job is not None
+
+
+def _canonical(request: FeaturesRequest) -> bytes:
+    try:
+        return request.model_dump_json(exclude_defaults=True).encode()
+    except PydanticSerializationError as error:
+        message = "The items hold text that is not valid Unicode (half of a surrogate pair)."
+        raise InvalidRequestError(message, code="invalid_unicode", param="items") from error
+
+
+def _files_of(request: FeaturesRequest) -> frozenset[str]:
+    """The files that the request names: its manifest, or the media of its inline items."""
+    if request.input is not None:
+        return frozenset(filter(None, [request.input.file_id]))
+    return frozenset(ref for item in request.items or () for ref in _refs(item) if ref.startswith("file-"))
+
+
+def _refs(item: Item) -> list[str]:
+    return [ref for ref in (item.image, item.audio) if ref is not None]
