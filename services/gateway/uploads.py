@@ -19,6 +19,7 @@ from shared.jobs.files import add_file
 from shared.observability import get_logger
 from shared.settings import Settings
 from shared.storage import keys
+from shared.storage.objects import ObjectStore
 
 log = get_logger(__name__)
 
@@ -54,12 +55,13 @@ def store_upload(
         return file
     finally:
         if kept != key:
-            _discard(services, key)
+            discard(services.store, key)
 
 
-def _discard(services: Services, key: str) -> None:
+def discard(store: ObjectStore, key: str) -> None:
+    """Deletes an object that no row names any more, if that can be done just now."""
     try:
-        services.store.delete([key])
+        store.delete([key])
     except Exception as error:  # noqa: BLE001  # no row names the object: the sweep removes what stays behind
         log.warning("object not deleted", key=key, error=str(error))
 

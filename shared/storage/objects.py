@@ -35,7 +35,7 @@ class ListedObject:
 class Readable(Protocol):
     """Anything that can be uploaded: `read` gives up to `size` bytes, none at the end."""
 
-    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class ObjectStore:
@@ -73,8 +73,14 @@ class ObjectStore:
         with _errors(key):
             # One part at a time: the client never ends the threads of parallel parts if the stream raises.
             self._client.put_object(
-                self.bucket, key, reader, -1, content_type, part_size=PART_BYTES, num_parallel_uploads=1
-            )  # type: ignore[arg-type]  # read() is all it needs
+                self.bucket,
+                key,
+                reader,  # type: ignore[arg-type]  # read() is all it needs
+                -1,
+                content_type,
+                part_size=PART_BYTES,
+                num_parallel_uploads=1,
+            )
         return StoredObject(key, reader.digest.hexdigest(), reader.bytes)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, bucket: str | None = None) -> bytes:

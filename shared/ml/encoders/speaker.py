@@ -1,4 +1,8 @@
-"""Speaker embeddings: who speaks, not what is said (Wan et al. 2018, generalised end-to-end loss; Resemblyzer's weights)."""
+"""Speaker embeddings: who speaks, not what is said.
+
+Wan et al., Generalized end-to-end loss for speaker verification, 2018; the weights are Resemblyzer's. Unlike there,
+pauses are not cut out first.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.catalog import EncoderSpec
-from shared.errors import ItemError
 from shared.ml.device import Precision, choose_device
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.loading import digest_of, fingerprint_of, load_packaged_weights
@@ -61,12 +64,10 @@ class SpeakerEncoder:
         self.fingerprint = fingerprint_of(digest_of([source]), "float32", {"window": WINDOW, "step": STEP})
 
     def preprocess(self, media: Media) -> Windows:
-        """Mono PCM, float32 [samples], to mel spectrograms of its windows. Raises ItemError (`empty_media`) on silence."""
+        """Mono PCM, float32 [samples], to mel spectrograms of its windows, quiet speech raised to -30 dBFS."""
         samples = np.asarray(media, np.float32)
         power = float(np.mean(np.square(samples, dtype=np.float64)))
-        if power == 0:
-            raise ItemError("The audio is silent: nobody speaks.", code="empty_media")
-        if power < _MIN_POWER:
+        if 0 < power < _MIN_POWER:
             samples = samples * np.float32(np.sqrt(_MIN_POWER / power))
         return windows_of(samples)
 
@@ -86,7 +87,7 @@ class SpeakerEncoder:
 
 
 def windows_of(samples: NDArray[np.float32]) -> Windows:
-    """Power mel spectrograms of an utterance's windows, of which there is at least one; the end is padded with zeros."""
+    """Power mel spectrograms of an utterance's windows, one at least; zeros pad the end."""
     frames = -(-(len(samples) + 1) // HOP)
     starts = range(0, max(1, frames - WINDOW + STEP + 1), STEP)
     coverage = (len(samples) - starts[-1] * HOP) / (WINDOW * HOP)

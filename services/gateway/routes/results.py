@@ -1,0 +1,163 @@
+"""What jobs leave behind: events, features, and the errors of items."""
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from sse_starlette import EventSourceResponse
+
+from services.gateway import events, examples
+from services.gateway.auth import CallerDep
+from services.gateway.deps import After, Limit, Services, ServicesDep
+from services.gateway.openapi import COMMON_ERRORS, answers, errors
+from services.gateway.paging import page
+from services.gateway.results import FeatureSet, as_jsonl, as_npz, as_parquet
+from services.gateway.streaming import begun
+from shared.errors import ConflictError, InvalidRequestError
+from shared.jobs import outputs, repository
+from shared.schemas import ItemErrorEntry, JobEvent, JobStatus, Page, Part
+
+router = APIRouter(tags=["results"], responses=COMMON_ERRORS)
+
+_LARGEST_ID = 2**63 - 1
+
+
+class ResultFormat(StrEnum):
+    """How a feature set can be had as one file."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    NPZ = "npz"
+
+
+_MEDIA_TYPES = {
+    ResultFormat.JSONL: "application/x-ndjson",
+    ResultFormat.PARQUET: "application/vnd.apache.parquet",
+    ResultFormat.NPZ: "application/x-npz",
+}
+
+
+@router.get(
+    "/v1/jobs/{id}/events",
+    summary="Follow a job",
+    response_model=Page[JobEvent],
+    responses={
+        200: {
+            "description": "Server-sent events; a list of those so far if JSON is asked for",
+            "content": {
+                "text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENT_STREAM},
+                "application/json": {"example": examples.page_of(examples.EVENT)},
+            },
+        },
+        204: {"description": "The job has ended, and nothing came after `Last-Event-ID`: do not reconnect"},
+        **errors(404),
+    },
+)
+async def follow_job(
+    id: str,
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    stream: Annotated[bool | None, Query(description="false: a JSON list of the events so far")] = None,
+    limit: Limit = 1000,
+    after: After = None,
+    last_event_id: Annotated[str | None, Header(description="resumes a stream behind this event")] = None,
+) -> Response | Page[JobEvent]:
+    """The job's events as they happen, each as a JobEvent, until it has ended. In between, about each second, an event
+    `progress` with `status`, `items` and `stages`, which has no id on the wire, since nothing resumes from it."""
+    begin = _event_id(last_event_id, "Last-Event-ID") or _event_id(after, "after") or 0
+    accepted = request.headers.get("accept", "")
+    if stream is False or (stream is None and "application/json" in accepted and "event-stream" not in accepted):
+        return await run_in_threadpool(_list_events, services, caller.tenant, id, begin, limit)
+    first = await run_in_threadpool(events.look, services, caller.tenant, id, begin)
+    if first.over and not first.events:
+        return Response(status_code=204)
+    return EventSourceResponse(events.stream(services, caller.tenant, id, begin, first), sep="\n")
+
+
+@router.get(
+    "/v1/jobs/{id}/results",
+    summary="Read the features",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The feature set as one file, in the order of the items",
+            "content": {
+                "application/x-ndjson": {"schema": {"type": "string"}, "example": examples.RESULT_LINE},
+                "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+                "application/x-npz": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        **errors(404, 409, 413),
+    },
+)
+def read_results(
+    id: str, services: ServicesDep, caller: CallerDep, format: ResultFormat = ResultFormat.JSONL
+) -> StreamingResponse:
+    """The features of a job that succeeded."""
+    features = FeatureSet(services.store, _parts(services, caller.tenant, id))
+    writers: dict[ResultFormat, Callable[[], Iterator[bytes]]] = {
+        ResultFormat.JSONL: lambda: as_jsonl(features),
+        ResultFormat.PARQUET: lambda: as_parquet(features),
+        ResultFormat.NPZ: lambda: as_npz(features, services.settings.limits.npz_bytes),
+    }
+    headers = {"Content-Disposition": f'attachment; filename="{id}.{format}"', "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(begun(writers[format]()), media_type=_MEDIA_TYPES[format], headers=headers)
+
+
+@router.get(
+    "/v1/jobs/{id}/results/parts",
+    summary="List the parts of the features",
+    responses=answers(examples.page_of(examples.PART), 404, 409),
+)
+def list_parts(
+    id: str, services: ServicesDep, caller: CallerDep, limit: Limit = 1000, after: After = None
+) -> Page[Part]:
+    """The Parquet parts in the order of the items, each with its sha256 and a link that is good for an hour."""
+    found = _parts(services, caller.tenant, id, limit=limit + 1, after=_event_id(after, "after"))
+    linked = [part.model_copy(update={"url": services.store.presign(part.key)}) for part in found]
+    return page(linked, limit, lambda part: part.index)
+
+
+@router.get(
+    "/v1/jobs/{id}/errors",
+    summary="List the errors of items",
+    responses=answers(examples.page_of(examples.ITEM_ERROR), 404),
+)
+def list_errors(
+    id: str, services: ServicesDep, caller: CallerDep, limit: Limit = 100, after: After = None
+) -> Page[ItemErrorEntry]:
+    """What could not be used of a job's items, in their order; of a job that runs, what is known so far."""
+    with services.sessions() as session:
+        repository.find(session, caller.tenant, id)
+        found = outputs.item_errors(session, id, limit=limit + 1, after=after)
+    return page(found, limit, lambda entry: entry.id)
+
+
+def _list_events(services: Services, tenant: str, id: str, after: int, limit: int) -> Page[JobEvent]:
+    with services.sessions() as session:
+        repository.find(session, tenant, id)
+        found = outputs.events(session, id, after=after, limit=limit + 1)
+    return page(found, limit, lambda event: event.id)
+
+
+def _parts(
+    services: Services, tenant: str, id: str, *, limit: int | None = None, after: int | None = None
+) -> list[Part]:
+    with services.sessions() as session:
+        job = repository.find(session, tenant, id)
+        if job.status != JobStatus.SUCCEEDED:
+            message = f"The job {id!r} is {job.status}; only a job that succeeded has results."
+            raise ConflictError(message, code="job_not_finished")
+        return outputs.parts(session, id, limit=limit, after=-1 if after is None else after)
+
+
+def _event_id(value: str | None, param: str) -> int | None:
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal() and int(value) <= _LARGEST_ID):
+        raise InvalidRequestError(f"{value!r} is not the id of an entry of this list.", param=param)
+    return int(value)
