@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
 
-
 T = TypeVar("T")
 
 

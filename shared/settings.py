@@ -73,6 +73,7 @@ class WorkerSettings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     model_memory_bytes: int = Field(8 * 1024**3, description="models kept loaded, least recently used go first")
     drain_seconds: float = Field(20.0, description="after SIGTERM, time to finish before handing work back")
+    heartbeat_file: Path | None = Field(None, description="touched while Postgres hears the worker: for health checks")
 
 
 class Settings(BaseSettings):

@@ -55,19 +55,19 @@ class DataFolder:
     def ports(self, wanted: Mapping[str, int], offsets: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """A port for each name in `offsets`: the wanted one, or else the last run's if it is free, or else a new one.
 
-        `offsets` says which ports must be free, counted from the one that is returned.
+        `offsets` says which ports must be free, counted from the one that is returned. Raises StartError when a
+        wanted one is taken.
         """
         file = self.path / "ports.json"
         last: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
         ports = {}
         for name, needed in offsets.items():
-            remembered = last.get(name)
-            if name in wanted:
-                ports[name] = wanted[name]
-            elif remembered is not None and all(is_free(remembered + offset) for offset in needed):
-                ports[name] = remembered
-            else:
-                ports[name] = free_port(needed)
+            candidate = wanted.get(name, last.get(name))
+            if candidate is None or not all(is_free(candidate + offset) for offset in needed):
+                if name in wanted:
+                    raise StartError(f"port {candidate} for {name} is taken")
+                candidate = free_port(needed)
+            ports[name] = candidate
         self.write("ports.json", {**last, **ports})
         return ports
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import httpx
 
@@ -200,18 +199,11 @@ class Process:
         self.stop()
         self.start(timeout)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _launch(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
             self.log.replace(self.log.with_name(f"{self.log.name}.1"))
-        ours, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
         with theirs, self.log.open("ab") as log:
             self._init = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_INIT), str(theirs.fileno()), *self.command],
@@ -223,9 +215,8 @@ class Process:
                 pass_fds=(theirs.fileno(), *self.keep_fds),
                 start_new_session=True,
             )
-        self._control = ours
         self.started_at = time.monotonic()
-        with ours.makefile("rb") as answer:
+        with self._control.makefile("rb") as answer:
             line = answer.readline()
         if not line:
             raise StartError(f"{self.name} could not be started{self._log_tail()}")

@@ -14,23 +14,32 @@ from deploy.local.redis import Redis
 from deploy.local.s3 import S3
 from deploy.local.supervisor import Supervisor
 
-_PORT_OFFSETS = {"postgres": (0,), "redis": (0,), "s3": s3.PORT_OFFSETS}
+_PORT_OFFSETS = {"gateway": (0,), "postgres": (0,), "redis": (0,), "s3": s3.PORT_OFFSETS}
 
 
 class Servers:
     """Postgres, Redis and S3 in one data folder; one that crashes is started again. Linux only.
 
-    `ports` fixes the port of any of the three, by the names `postgres`, `redis` and `s3`. `durable=False` makes
-    Postgres faster, for tests. The data folder is locked from here to `stop`; raises StartError when another stack
-    runs in it.
+    `ports` fixes the port of any of the three, by the names `postgres`, `redis` and `s3` (and of the `gateway`, for
+    which one is kept free). `durable=False` makes Postgres faster, for tests. The data folder is locked from here to
+    `stop`; raises StartError when another stack runs in it, or a port is taken.
     """
 
     def __init__(self, data_dir: Path | str, *, ports: Mapping[str, int] | None = None, durable: bool = True) -> None:
         if sys.platform != "linux":
             raise StartError("the embedded stack runs on Linux only; elsewhere use Docker Compose")
         self.folder = DataFolder(Path(data_dir))
-        chosen = self.folder.ports(ports or {}, _PORT_OFFSETS)
+        try:
+            self._make(ports or {}, durable=durable)
+        except BaseException:
+            self.folder.close()
+            raise
+        self._supervisor = Supervisor()
+
+    def _make(self, ports: Mapping[str, int], *, durable: bool) -> None:
+        chosen = self.folder.ports(ports, _PORT_OFFSETS)
         secrets = self.folder.secrets()
+        self.gateway_port = chosen["gateway"]
         lock = (self.folder.lock_fd,)
         self.postgres = Postgres(
             self.folder.path / "postgres",
@@ -55,7 +64,6 @@ class Servers:
             log=self.folder.log("s3"),
             keep_fds=lock,
         )
-        self._supervisor = Supervisor()
 
     @property
     def environment(self) -> dict[str, str]:

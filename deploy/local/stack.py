@@ -65,7 +65,7 @@ class Stack:
             _check_count(name, count)
         self.servers = Servers(data_dir, ports=ports, durable=durable)
         self.folder = self.servers.folder
-        self.gateway_port = self.folder.ports(ports or {}, {"gateway": (0,)})["gateway"]
+        self.gateway_port = self.servers.gateway_port
         self.services = Supervisor(backoff)
         self._environment = dict(environment or {})
 

@@ -3,10 +3,10 @@
 import json
 import os
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from services.client.errors import ClientError
+from shared.version import trivium_version
 
 STACK_FILE = Path(".trivium") / "stack.json"
 
@@ -22,7 +22,7 @@ class Address:
     def headers(self) -> dict[str, str]:
         """What goes with every request."""
         key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return {"User-Agent": f"trivium-python/{version()}", **key}
+        return {"User-Agent": f"trivium-python/{trivium_version()}", **key}
 
 
 def find_address(base_url: str | None = None, api_key: str | None = None) -> Address:
@@ -51,10 +51,3 @@ def _local_stack() -> str | None:
             continue
     return None
 
-
-def version() -> str:
-    """The installed version of Trivium."""
-    try:
-        return metadata.version("trivium")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "checkout"

@@ -147,6 +147,7 @@ class AsyncModels(Resource):
     """The registry of encoders and models: `client.models`."""
 
     list = _pages(requests.list_models)
+    get = _call(requests.get_model)
 
 
 class AsyncWorkers(Resource):

@@ -6,12 +6,12 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from services.client.address import version
 from services.client.commands import files, jobs, keys, registry, results, stack, submit, watch
 from services.client.commands.options import Connection
 from services.client.errors import ApiError
 from services.client.rendering import messages
 from shared.errors import TriviumError
+from shared.version import trivium_version
 
 
 class _Commands(TyperGroup):
@@ -53,7 +53,7 @@ app.command()(stack.demo)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(version())
+        print(trivium_version())
         raise typer.Exit
 
 

@@ -145,6 +145,7 @@ class Models(Resource):
     """The registry of encoders and models: `client.models`."""
 
     list = _pages(requests.list_models)
+    get = _call(requests.get_model)
 
 
 class Workers(Resource):

@@ -122,25 +122,23 @@ def events(id: str, *, after: str | None = None) -> Stream[JobEvent]:
     Between them come events of the type `progress`: about each second the status, items and stages, if they changed.
     A connection that breaks is resumed after the last event that arrived: none is lost or doubled.
     """
-    failures, ended, known_to_have_ended = 0, False, False
+    failures, ended = 0, False
     while True:
-        yield from exchange(requests.read_events(id, after))
+        response = yield from exchange(requests.read_events(id, after))
+        if response.status_code == httpx.codes.NO_CONTENT:
+            return
         broken: httpx.TransportError | None = None
-        silent = True
         try:
             while (received := (yield Receive())) is not None:
                 event = JobEvent.model_validate_json(received.data)
-                failures, silent, after = 0, False, event.id
+                failures, after = 0, event.id
                 if event.type.startswith("job."):
                     ended = event.type in _ENDING_EVENTS
                 yield Emit(event)
         except httpx.TransportError as error:
             broken = error
-        if broken is None:
-            if ended or (silent and known_to_have_ended):
-                return
-            # The gateway is shutting down, or there was nothing after `after`.
-            known_to_have_ended = (yield from call(requests.get_job(id))).status in ENDED
+        if ended and broken is None:
+            return
         failures += 1
         if not (yield BackOff(failures)):
             raise ConnectionFailed(f"The events of {id} break off again and again.") from broken

@@ -37,9 +37,8 @@ from shared.schemas import (
 T = TypeVar("T")
 ResultFormat = Literal["jsonl", "parquet", "npz"]
 
-#: Seconds. Reading is long because a large upload is answered only once it is stored.
-_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-_TRANSFER_TIMEOUT = httpx.Timeout(300.0, connect=10.0)
+#: Seconds without a byte in either direction. Longer for uploads, which are answered only once they are stored.
+_TIMEOUT, _TRANSFER_TIMEOUT, _CONNECT_TIMEOUT = 60.0, 300.0, 10.0
 
 
 class JobOptions(TypedDict, total=False):
@@ -64,13 +63,13 @@ class Request(Generic[T]):
     method: str
     path: str
     answer: type[T]
-    params: Mapping[str, str | int] = field(default_factory=dict)
+    params: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     upload: Upload | None = None
     repeatable: bool = True
     stream: Literal["bytes", "events"] | None = None
-    timeout: httpx.Timeout = _TIMEOUT
+    timeout: float = _TIMEOUT
 
     def build(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """A fresh httpx request; an upload's content is opened anew, so that it can be sent again."""
@@ -78,8 +77,9 @@ class Request(Generic[T]):
         if self.upload is not None:
             content = (self.upload.filename, self.upload.open(), "application/octet-stream")
             body = {"files": {"file": content}, "data": {"purpose": self.upload.purpose}}
+        timeout = httpx.Timeout(self.timeout, connect=_CONNECT_TIMEOUT)
         return http.build_request(
-            self.method, self.path, params=self.params, headers=self.headers, timeout=self.timeout, **body
+            self.method, self.path, params=self.params, headers=self.headers, timeout=timeout, **body
         )
 
     def parse(self, response: httpx.Response) -> T:
@@ -144,16 +144,17 @@ def create_job(
 
 def list_jobs(
     *,
-    status: JobStatus | None = None,
+    status: Sequence[JobStatus] | None = None,
     type: JobType | None = None,
     metadata: Mapping[str, str] | None = None,
     limit: int = 100,
 ) -> Request[Page[Job]]:
-    """The jobs that match all filters, newest first; `limit` is the size of one page."""
-    filters = {"status": status, "type": type}
-    params: dict[str, str | int] = {name: value.value for name, value in filters.items() if value is not None}
+    """The jobs in one of the states `status` that match all other filters, newest first; `limit` is a page's size."""
+    params: dict[str, str | int | list[str]] = {"limit": limit, "status": [one.value for one in status or ()]}
+    if type is not None:
+        params["type"] = type.value
     params |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-    return Request("GET", "/v1/jobs", Page[Job], params={**params, "limit": limit})
+    return Request("GET", "/v1/jobs", Page[Job], params=params)
 
 
 def get_job(id: str) -> Request[Job]:
@@ -205,6 +206,11 @@ def list_models(*, limit: int = 100) -> Request[Page[ModelEntry]]:
     return Request("GET", "/v1/models", Page[ModelEntry], params={"limit": limit})
 
 
+def get_model(id: str) -> Request[ModelEntry]:
+    """One encoder or model."""
+    return Request("GET", f"/v1/models/{_part(id)}", ModelEntry)
+
+
 def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:
     """The workers that were heard from of late."""
     return Request("GET", "/v1/workers", Page[WorkerEntry], params={"limit": limit})
@@ -222,8 +228,8 @@ def list_keys(*, limit: int = 100) -> Request[Page[Key]]:
 
 
 def revoke_key(id: str) -> Request[Deleted]:
-    """Ends a key at once."""
-    return Request("DELETE", f"/v1/keys/{_part(id)}", Deleted)
+    """Makes a key useless from now on; it stays in the list."""
+    return Request("DELETE", f"/v1/keys/{_part(id)}", Key)
 
 
 def _part(id: str) -> str:

@@ -43,6 +43,9 @@ class FuseFeatures:
     def __init__(self, context: WorkerContext):
         self._context = context
 
+    def load(self, lease: Lease, control: Control) -> None:
+        """There is no model to load."""
+
     def prepare(self, lease: Lease, control: Control) -> Slice:
         """Reads the slice's items and the vectors that its extraction shards left."""
         items = control.patiently(lambda: read_slice(self._context.store, lease.spec))

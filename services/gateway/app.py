@@ -16,7 +16,7 @@ from services.gateway.routes import files, health, jobs, keys, models, results, 
 from shared.version import trivium_version
 
 #: Requests and uploads that are worked on at the same time.
-THREADS, UPLOADS = 64, 32
+THREADS, UPLOADS = 64, 16
 
 _DESCRIPTION = """Turns text, images and audio into features and fuses them.
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from shared.db import is_outage
 from shared.errors import AuthenticationError, InvalidRequestError, TriviumError, UnavailableError
@@ -75,7 +76,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     return error_response(InvalidRequestError(_summary(problems), param=_path(problems[0]["loc"])))
 
 
-async def _on_framework(_: Request, error: Exception) -> Response:
+async def _on_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = HTTPStatus(error.status_code)
     words = error.detail if error.detail != reason.phrase else reason.description or reason.phrase
@@ -85,7 +86,18 @@ async def _on_framework(_: Request, error: Exception) -> Response:
         type="server_error" if server else "invalid_request_error",
         code=_CODES.get(reason, "internal_error" if server else "invalid_request"),
     )
-    return JSONResponse(ErrorResponse(error=body).model_dump(), status_code=reason, headers=_kept(error.headers))
+    headers = {"Allow": _allowed(request)} if reason is HTTPStatus.METHOD_NOT_ALLOWED else None
+    return JSONResponse(ErrorResponse(error=body).model_dump(), status_code=reason, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path: each has a route of its own, and the framework names those of the first one only."""
+    routes = request.app.routes
+    return ", ".join(
+        method
+        for method in ("GET", "POST", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    )
 
 
 async def _on_database(_: Request, error: Exception) -> Response:
@@ -123,8 +135,3 @@ def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
 def _path(location: Sequence[Any]) -> str | None:
     """`("body", "items", 3, "id")` → `items.3.id`."""
     return ".".join(str(part) for part in location[1:]) or None
-
-
-def _kept(headers: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Of the framework's headers those that callers need."""
-    return {name: value for name, value in (headers or {}).items() if name.lower() == "allow"} or None

@@ -41,6 +41,9 @@ class FitWord2Vec:
     def __init__(self, context: WorkerContext):
         self._context = context
 
+    def load(self, lease: Lease, control: Control) -> None:
+        """There is no model to load."""
+
     def prepare(self, lease: Lease, control: Control) -> list[dict[str, Any]]:
         """The specs of the job's text shards: where the slices are. The texts themselves are streamed by `run`."""
         return control.patiently(lambda: self._shard_specs(lease))

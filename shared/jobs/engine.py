@@ -39,6 +39,9 @@ from shared.schemas import JobStatus
 #: How many of the first ready shards a claim looks at to find one that suits the loaded models.
 CLAIM_WINDOW = 64
 
+#: Workers may die this often while they load what a shard needs, before it is given up.
+MAX_EARLY_DEATHS = 10
+
 #: After Postgres starts, no lease is taken back for this long.
 RESTART_GRACE = timedelta(seconds=10)
 
@@ -272,7 +275,9 @@ def _after_death(session: Session, job: Job, shard: Shard, max_attempts: int) ->
         end_shard(session, job, shard, ShardState.CANCELLED)
         return
     began, first, item = shard.started_at is not None, not shard.isolated, shard.probe
-    if began and not first and item is None and shard.attempts >= max_attempts:
+    shard.early_deaths += not began
+    spent = began and not first and item is None and shard.attempts >= max_attempts
+    if spent or shard.early_deaths > MAX_EARLY_DEATHS:
         shard.error_code, shard.error_message = "worker_died", "Every worker that tried this shard died."
         end_shard(session, job, shard, ShardState.FAILED)
         return

@@ -29,7 +29,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 matrices in hardware: CUDA from capability 8.0, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    processor = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
 
 
 def configure_threads(torch_threads: int) -> None:

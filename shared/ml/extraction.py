@@ -6,7 +6,7 @@ The same for text, image and audio; the pools differ in how they decode.
 import hashlib
 import json
 import tempfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +29,15 @@ from shared.worker.control import Control
 from shared.worker.media import fetch_media
 from shared.worker.slices import Arrays, CorruptObjectError, pack, read_slice, read_verified, unpack
 
+#: Encoded media fetched at once, and what is assumed of media whose size is not known.
+FETCH_BYTES, UNKNOWN_BYTES = 64 * 1024**2, 8 * 1024**2
+
+#: Decoded media of one shard that may wait for the model.
+PREPARED_BYTES = 512 * 1024**2
+
+#: Items under way in the decode processes at once.
+DECODING = 8
+
 
 class Decoder(Protocol):
     """Turns the bytes of one item into what the encoder's `preprocess` takes."""
@@ -44,12 +53,18 @@ class Batch:
 
     encoder: Encoder
     fingerprint: str
-    items: list[PlannedItem]
+    decode_options: dict[str, Any]
+    items: dict[int, PlannedItem]
     holders: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    waiting: deque[str] = field(default_factory=deque)
+    prepared: dict[str, Any] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
-    prepared: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, ItemError] = field(default_factory=dict)
+
+    def first_item(self, content: str) -> PlannedItem:
+        """The first of the items that share a content."""
+        return self.items[self.holders[content][0]]
 
 
 class Extraction:
@@ -58,32 +73,37 @@ class Extraction:
     def __init__(self, context: WorkerContext, modality: Modality, decoder: Decoder, models: ModelCache):
         self._context, self._modality, self._decoder, self._models = context, modality, decoder, models
 
+    def load(self, lease: Lease, control: Control) -> None:
+        """Brings the encoder into memory."""
+        self._encoder(lease, control)
+
     def prepare(self, lease: Lease, control: Control) -> Batch:
         """Reads the slice, asks the cache, then fetches, decodes and preprocesses what is not in it."""
         encoder = self._encoder(lease, control)
         options = lease.request["preprocessing"].get(self._modality.value, {})
+        items = control.patiently(lambda: read_slice(self._context.store, lease.spec))
         batch = Batch(
-            encoder,
-            _feature_fingerprint(encoder, options),
-            [
-                item
-                for item in control.patiently(lambda: read_slice(self._context.store, lease.spec))
-                if self._has(item)
-            ],
+            encoder=encoder,
+            fingerprint=_feature_fingerprint(encoder, options),
+            decode_options={**encoder.decode_options, **options, **self._limits()},
+            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
         )
-        data = self._contents(batch, control)
+        for item in batch.items.values():
+            batch.holders[_content_of(item, self._modality)].append(item.index)
         self._ask_cache(lease, batch, control)
-        if lease.isolated:
-            batch.prepared = {content: data.get(content) for content in batch.holders}
-        else:
-            self._decode(batch, [c for c in batch.holders if c not in batch.vectors], data, options, control)
+        batch.waiting.extend(content for content in batch.holders if content not in batch.vectors)
+        if not lease.isolated:
+            self._decode_some(batch, control)
         return batch
 
     def run(self, lease: Lease, prepared: Batch, control: Control) -> Batch:
-        """Encodes what was prepared, in batches; an isolated shard item by item."""
+        """Encodes what was prepared, in batches, then what did not fit into memory; if isolated, item by item."""
         if lease.isolated:
             self._run_isolated(lease, prepared, control)
-        else:
+            return prepared
+        self._encode(prepared, control)
+        while prepared.waiting:
+            self._decode_some(prepared, control)
             self._encode(prepared, control)
         return prepared
 
@@ -99,9 +119,8 @@ class Extraction:
         data = pack(arrays, {"encoder": output.encoder.spec.id, "fingerprint": output.fingerprint})
         key = keys.shard_result(lease.job_id, lease.stage, lease.index, lease.token)
         stored = control.patiently(lambda: self._context.store.put(key, data))
-        names = {item.index: item.id for item in output.items}
         failures = [
-            ItemFailure(i, names[i], self._modality, error.error_code, error.message)
+            ItemFailure(i, output.items[i].id, self._modality, error.error_code, error.message)
             for content, error in output.errors.items()
             for i in output.holders[content]
         ]
@@ -114,12 +133,6 @@ class Extraction:
             rows=len(index),
             cached=self._segment(lease, output, control),
         )
-
-    def _slice(self, lease: Lease, control: Control) -> list[PlannedItem]:
-        return control.patiently(lambda: read_slice(self._context.store, lease.spec))
-
-    def _has(self, item: PlannedItem) -> bool:
-        return getattr(item, self._modality.value) is not None
 
     def _encoder(self, lease: Lease, control: Control) -> Encoder:
         from shared.ml.encoders.loading import load_encoder
@@ -144,41 +157,14 @@ class Extraction:
             message = f"The encoder {spec.id!r} cannot be loaded: {error}"
             raise JobError(message, code="encoder_unavailable") from error
 
-    def _contents(self, batch: Batch, control: Control) -> dict[str, bytes]:
-        """Fills `holders`; returns the bytes known so far: all texts, and media whose hash planning did not know."""
-        known: dict[str, bytes] = {}
-        unknown: dict[int, MediaLocation] = {}
-        for item in batch.items:
-            value = getattr(item, self._modality.value)
-            if isinstance(value, str):
-                data = value.encode()
-                content = hashlib.sha256(data).hexdigest()
-                known[content] = data
-                batch.holders[content].append(item.index)
-            elif value.sha256:
-                batch.holders[value.sha256].append(item.index)
-            else:
-                unknown[item.index] = value
-        for i, found in self._fetch(unknown, control).items():
-            content = f"item-{i}" if isinstance(found, ItemError) else hashlib.sha256(found).hexdigest()
-            batch.holders[content].append(i)
-            if isinstance(found, ItemError):
-                batch.errors[content] = found
-            else:
-                known[content] = found
-        return known
-
-    def _fetch(self, locations: dict[int, MediaLocation], control: Control) -> dict[int, bytes | ItemError]:
-        limit = self._context.settings.limits.media_bytes
-        return control.patiently(lambda: fetch_media(self._context.store, locations, limit)) if locations else {}
-
     def _ask_cache(self, lease: Lease, batch: Batch, control: Control) -> None:
+        known = [content for content in batch.holders if _is_hash(content)]
         if not self._context.settings.engine.cache_bytes:
             return
 
         def look_up() -> dict[tuple[str, str], dict[str, int]]:
             with self._context.sessions.begin() as session:
-                return cache.look_up(session, lease.tenant, batch.fingerprint, list(batch.holders))
+                return cache.look_up(session, lease.tenant, batch.fingerprint, known)
 
         for (key, sha256), rows in control.patiently(look_up).items():
             try:
@@ -190,28 +176,47 @@ class Extraction:
                 batch.vectors[content] = vectors[row]
                 batch.cached.add(content)
 
-    def _decode(
-        self, batch: Batch, contents: list[str], data: dict[str, bytes], options: dict[str, Any], control: Control
-    ) -> None:
-        """Fetches, decodes and preprocesses contents; what fails goes to `errors`."""
-        wanted = [content for content in contents if content not in batch.errors]
-        by_index = {item.index: item for item in batch.items}
-        first = {content: batch.holders[content][0] for content in wanted if content not in data}
-        fetched = self._fetch({i: getattr(by_index[i], self._modality.value) for i in first.values()}, control)
-        decode_options = {**batch.encoder.decode_options, **options, **self._limits()}
-        futures = {}
-        for content in wanted:
-            found = data.get(content) if content in data else fetched[first[content]]
-            if isinstance(found, bytes):
-                futures[content] = self._decoder.submit(found, decode_options)
-            elif found is not None:
-                batch.errors[content] = found
-        for content, future in futures.items():
-            control.check()
-            try:
-                batch.prepared[content] = batch.encoder.preprocess(future.result())
-            except ItemError as error:
-                batch.errors[content] = error
+    def _decode_some(self, batch: Batch, control: Control) -> None:
+        """Decodes what waits, until nothing does or what is prepared fills its share of memory."""
+        held = 0
+        while batch.waiting and held < PREPARED_BYTES:
+            held += self._decode(batch, _next_chunk(batch, self._modality), control)
+
+    def _decode(self, batch: Batch, contents: list[str], control: Control) -> int:
+        """Fetches, decodes and preprocesses contents; what fails goes to `errors`. Returns the bytes now prepared."""
+        held = 0
+        running: deque[tuple[str, Future[Any]]] = deque()
+        for content, data in self._bytes_of(batch, contents, control).items():
+            if isinstance(data, ItemError):
+                batch.errors[content] = data
+                continue
+            running.append((content, self._decoder.submit(data, batch.decode_options)))
+            if len(running) >= DECODING:
+                held += self._preprocess(batch, *running.popleft(), control)
+        for content, future in running:
+            held += self._preprocess(batch, content, future, control)
+        return held
+
+    def _preprocess(self, batch: Batch, content: str, future: "Future[Any]", control: Control) -> int:
+        control.check()
+        try:
+            decoded = future.result()
+            batch.prepared[content] = batch.encoder.preprocess(decoded)
+        except ItemError as error:
+            batch.errors[content] = error
+            return 0
+        return int(getattr(decoded, "nbytes", len(decoded)))
+
+    def _bytes_of(self, batch: Batch, contents: list[str], control: Control) -> dict[str, bytes | ItemError]:
+        """The raw bytes of contents: texts from the slice, media from storage."""
+        values = {content: getattr(batch.first_item(content), self._modality.value) for content in contents}
+        found: dict[str, bytes | ItemError] = {c: v.encode() for c, v in values.items() if isinstance(v, str)}
+        places = {i: value for i, value in enumerate(values.values()) if isinstance(value, MediaLocation)}
+        if places:
+            limit = self._context.settings.limits.media_bytes
+            fetched = control.patiently(lambda: fetch_media(self._context.store, places, limit))
+            found.update({content: fetched[i] for i, content in enumerate(values) if i in places})
+        return found
 
     def _limits(self) -> dict[str, Any]:
         limits = self._context.settings.limits
@@ -235,20 +240,16 @@ class Extraction:
 
     def _run_isolated(self, lease: Lease, batch: Batch, control: Control) -> None:
         """One content at a time, with a note of which: those that a worker died on before come first."""
-        options = lease.request["preprocessing"].get(self._modality.value, {})
-        data = {content: value for content, value in batch.prepared.items() if value is not None}
-        batch.prepared = {}
-        waiting = [content for content in batch.holders if content not in batch.vectors]
-        waiting.sort(key=lambda content: not lease.suspects & set(batch.holders[content]))
+        waiting = sorted(batch.waiting, key=lambda content: not lease.suspects & set(batch.holders[content]))
+        batch.waiting.clear()
         for content in waiting:
             control.check()
             if lease.condemned & set(batch.holders[content]):
                 message = "A worker died each time this item was tried."
                 batch.errors[content] = ItemError(message, code="item_crashed_worker")
                 continue
-            first = batch.holders[content][0]
-            control.patiently(partial(self._probe, lease, first))
-            self._decode(batch, [content], data, options, control)
+            control.patiently(partial(self._probe, lease, batch.holders[content][0]))
+            self._decode(batch, [content], control)
             self._encode(batch, control)
 
     def _probe(self, lease: Lease, item_index: int) -> None:
@@ -256,13 +257,37 @@ class Extraction:
             engine.probe(session, lease, item_index)
 
     def _segment(self, lease: Lease, batch: Batch, control: Control) -> CachedVectors | None:
-        new = [c for c in batch.vectors if c not in batch.cached]
+        new = [c for c in batch.vectors if c not in batch.cached and _is_hash(c)]
         if not new or not self._context.settings.engine.cache_bytes:
             return None
         key = keys.cache_segment(lease.tenant, batch.fingerprint, lease.token)
         data = pack({"vectors": np.stack([batch.vectors[c] for c in new])}, {"fingerprint": batch.fingerprint})
         stored = control.patiently(lambda: self._context.store.put(key, data))
         return CachedVectors(stored, batch.fingerprint, new)
+
+
+def _content_of(item: PlannedItem, modality: Modality) -> str:
+    """The sha256 of an item's content; where planning could not know it (an S3 prefix), a name for this item alone."""
+    value = getattr(item, modality.value)
+    if isinstance(value, str):
+        return hashlib.sha256(value.encode()).hexdigest()
+    return value.sha256 or f"item-{item.index}"
+
+
+def _is_hash(content: str) -> bool:
+    return not content.startswith("item-")
+
+
+def _next_chunk(batch: Batch, modality: Modality) -> list[str]:
+    """Takes the next contents off `waiting`: as many as may be fetched at once."""
+    chunk: list[str] = []
+    size = 0
+    while batch.waiting and size < FETCH_BYTES:
+        content = batch.waiting.popleft()
+        value = getattr(batch.first_item(content), modality.value)
+        size += len(value) if isinstance(value, str) else value.size or UNKNOWN_BYTES
+        chunk.append(content)
+    return chunk
 
 
 def _feature_fingerprint(encoder: Encoder, options: dict[str, Any]) -> str:

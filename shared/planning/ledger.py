@@ -42,5 +42,5 @@ class Ledger:
         self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?)", row)
 
     def __iter__(self) -> Iterator[ItemFailure]:
-        for index, id, modality, code, message in self._db.execute("SELECT * FROM failures ORDER BY rowid"):
+        for index, id, modality, code, message in self._db.execute("SELECT * FROM failures ORDER BY item_index, rowid"):
             yield ItemFailure(index, id, Modality(modality) if modality else None, code, message)

@@ -31,6 +31,7 @@ class Uploads:
         self._store = store
         self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="upload")
         self._running: deque[Future[StoredObject]] = deque()
+        self._open: set[IO[bytes]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -39,9 +40,17 @@ class Uploads:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._threads.shutdown(cancel_futures=kind is not None)
+        for content in self._open:
+            content.close()
+
+    def new(self) -> IO[bytes]:
+        """An empty file for an object in the making."""
+        content = SpooledTemporaryFile(max_size=SPOOL_BYTES)
+        self._open.add(content)
+        return content
 
     def submit(self, key: str, content: IO[bytes], content_type: str) -> "Future[StoredObject]":
-        """Uploads and closes `content`. Raises what an earlier upload raised."""
+        """Uploads and closes what `new` gave. Raises what an earlier upload raised."""
         while len(self._running) >= IN_FLIGHT:
             self._running.popleft().result()
         future = self._threads.submit(self._upload, key, content, content_type)
@@ -51,7 +60,9 @@ class Uploads:
     def _upload(self, key: str, content: IO[bytes], content_type: str) -> StoredObject:
         with content:
             content.seek(0)
-            return self._store.put_stream(key, content, content_type)
+            stored = self._store.put_stream(key, content, content_type)
+        self._open.discard(content)
+        return stored
 
 
 class SliceWriter:
@@ -59,7 +70,7 @@ class SliceWriter:
 
     def __init__(self, uploads: Uploads, job_id: str, token: UUID, shard_size: int):
         self._uploads, self._job_id, self._token, self._shard_size = uploads, job_id, token, shard_size
-        self._lines = _spool()
+        self._lines = uploads.new()
         self._index = self._items = 0
         self._modalities = dict.fromkeys(Modality, 0)
         self._written: list[tuple[int, int, dict[Modality, int], Future[StoredObject]]] = []
@@ -86,7 +97,7 @@ class SliceWriter:
             key = keys.item_slice(self._job_id, self._index, self._token)
             future = self._uploads.submit(key, self._lines, "application/x-ndjson")
             self._written.append((self._index, self._items, self._modalities, future))
-            self._lines, self._items, self._modalities = _spool(), 0, dict.fromkeys(Modality, 0)
+            self._lines, self._items, self._modalities = self._uploads.new(), 0, dict.fromkeys(Modality, 0)
 
 
 class MediaPacker:
@@ -94,7 +105,7 @@ class MediaPacker:
 
     def __init__(self, uploads: Uploads, job_id: str, token: UUID):
         self._uploads, self._job_id, self._token = uploads, job_id, token
-        self._pack, self._packs, self._offset = _spool(), 0, 0
+        self._pack, self._packs, self._offset = uploads.new(), 0, 0
         self._written: list[Future[StoredObject]] = []
 
     def add(self, data: bytes, ref: str) -> MediaLocation:
@@ -119,8 +130,4 @@ class MediaPacker:
     def _end_pack(self) -> None:
         key = keys.media_pack(self._job_id, self._packs, self._token)
         self._written.append(self._uploads.submit(key, self._pack, "application/octet-stream"))
-        self._pack, self._packs, self._offset = _spool(), self._packs + 1, 0
-
-
-def _spool() -> IO[bytes]:
-    return SpooledTemporaryFile(max_size=SPOOL_BYTES)
+        self._pack, self._packs, self._offset = self._uploads.new(), self._packs + 1, 0

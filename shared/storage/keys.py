@@ -65,6 +65,11 @@ def feature_manifest(job_id: str) -> str:
     return f"{JOBS}{job_id}/features/manifest.json"
 
 
+def model_prefix(model_id: str) -> str:
+    """Everything of a model that a job made."""
+    return f"{MODELS}{model_id}/"
+
+
 def model(model_id: str, token: UUID, filename: str) -> str:
     """A file of a model that a job made."""
     return f"{MODELS}{model_id}/{token.hex}/{filename}"

@@ -30,14 +30,18 @@ class WorkerContext:
 
 
 class Handler(Protocol):
-    """How a pool runs the shards of one stage: three steps in three threads, so that shards overlap.
+    """How a pool runs the shards of one stage: steps in different threads, so that shards overlap.
 
     Each step may raise what `control.check()` raises, UnavailableError (an outage: handed back without spending an
     attempt), JobError (ends the job), or anything else (the attempt failed).
     """
 
+    def load(self, lease: Lease, control: Control) -> None:
+        """Brings the model into memory. A death in this step spends no attempt: it was not the shard's doing."""
+        ...
+
     def prepare(self, lease: Lease, control: Control) -> Any:
-        """Reads and decodes the inputs, ahead of the model."""
+        """Reads and decodes the inputs, ahead of the model. The attempt counts from here."""
         ...
 
     def run(self, lease: Lease, prepared: Any, control: Control) -> Any:

@@ -35,8 +35,16 @@ LAST_WORDS_SECONDS = 30.0
 class Keeper:
     """Renews what its worker holds, and keeps the worker's row fresh."""
 
-    def __init__(self, sessions: Sessions, worker: dict[str, Any], parent: int, lease_seconds: float):
+    def __init__(
+        self,
+        sessions: Sessions,
+        worker: dict[str, Any],
+        parent: int,
+        lease_seconds: float,
+        heartbeat_file: Path | None = None,
+    ):
         self._sessions, self._worker, self._parent, self._lease_seconds = sessions, worker, parent, lease_seconds
+        self._heartbeat_file = heartbeat_file
         self.held: list[tuple[int, UUID]] = []
         self.status: dict[str, Any] = {"state": "idle", "loaded_models": [], "current_shards": []}
         self.leaving = False
@@ -60,6 +68,8 @@ class Keeper:
         except Exception as error:  # noqa: BLE001  # an outage, whatever its face: the next beat tries again
             log.warning("leases not renewed", error=str(error)[:300])
             return None
+        if self._heartbeat_file is not None:
+            self._heartbeat_file.touch()
         lost = [id for id, _ in self.held if id not in renewal.kept]
         return {"lost": lost, "stopped": sorted(renewal.cancelled)}
 
@@ -115,7 +125,9 @@ def main() -> None:
     configure_logging("keeper", settings.log_level)
     worker = json.loads(sys.argv[1])
     db = make_engine(settings.database_url.get_secret_value(), pool_size=1, application=worker["id"])
-    keeper = Keeper(make_sessions(db), worker, os.getppid(), settings.engine.lease_seconds)
+    keeper = Keeper(
+        make_sessions(db), worker, os.getppid(), settings.engine.lease_seconds, settings.worker.heartbeat_file
+    )
     with contextlib.suppress(BrokenPipeError):
         serve(keeper, settings.engine.renew_seconds)
     keeper.last_words()

@@ -112,6 +112,7 @@ class ShardLoop:
         handler = self._pool.handlers[lease.stage]
 
         def prepare() -> None:
+            handler.load(lease, control)
             control.patiently(lambda: self._start(lease))
             self._prepared.put(_Work(lease, control, handler.prepare(lease, control)))
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from deploy.local import stack as stack_module
+from deploy.local.folder import DataFolder
 from deploy.local.process import StartError
 from deploy.local.stack import Service, Stack
 from deploy.local.supervisor import Backoff
@@ -130,3 +132,13 @@ def test_a_failed_migration_stops_the_start_and_is_explained(fake_services: None
 def test_impossible_replicas_are_refused(service: str, count: int, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError):
         Stack(tmp_path, replicas={service: count})
+
+
+def test_a_taken_port_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StartError, match=f"port {port} for gateway is taken"):
+            Stack(tmp_path, ports={"gateway": port})
+    DataFolder(tmp_path).close()  # the refused one has let go of it

@@ -26,6 +26,9 @@ UPLOAD_PATH = "/v1/files"
 #: A multipart body is its file and a little more.
 _FORM_BYTES = 64 * 1024
 
+#: As much of a body is read before it is passed on.
+_CHUNK_BYTES = 1024 * 1024
+
 _UPLOAD_FORM = {
     "requestBody": {
         "required": True,
@@ -60,10 +63,13 @@ async def upload_file(request: Request, services: ServicesDep, caller: CallerDep
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit + _FORM_BYTES:
         raise TooLargeError(f"The file is larger than the {limit} bytes allowed.", code="file_too_large", param="file")
-    chunks = request.stream()
+    body = request.stream()
 
     async def next_chunk() -> bytes:
-        return await anext(chunks, b"")
+        gathered = bytearray()  # going to and fro between the threads for each packet would take longer than the rest
+        while len(gathered) < _CHUNK_BYTES and (packet := await anext(body, b"")):
+            gathered += packet
+        return bytes(gathered)
 
     read = partial(anyio.from_thread.run, next_chunk)
     store = partial(store_upload, services, caller.tenant, request.headers.get("content-type"), read)

@@ -236,6 +236,7 @@ def upgrade() -> None:
         sa.Column("lease_token", sa.Uuid(), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.Text(), nullable=True),
+        sa.Column("early_deaths", sa.SmallInteger(), nullable=False),
         sa.Column("isolated", sa.Boolean(), nullable=False),
         sa.Column("probe", sa.Integer(), nullable=True),
         sa.Column("strikes", postgresql.JSONB(astext_type=sa.Text()), nullable=False),

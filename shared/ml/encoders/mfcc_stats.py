@@ -47,8 +47,8 @@ def extract(samples: Floats) -> Floats:
 
     Mean, standard deviation, minimum and maximum in turn, each of 149 features: 20 MFCC (Davis and Mermelstein 1980),
     their first and second derivatives, 64 log mel bands, 12 chroma, 7 spectral contrasts (Jiang et al. 2002), and
-    centroid, bandwidth, 85 % rolloff, flatness, RMS and zero-crossing rate. Powers are in bel and frequencies in kHz, so
-    that all are of like size. Frames of 64 ms start every 16 ms. Silence and clips of any length give finite numbers.
+    centroid, bandwidth, 85 % rolloff, flatness, RMS and zero-crossing rate. Powers are in bel and frequencies in kHz,
+    so that all are of like size. Frames of 64 ms start every 16 ms. Silence and any length give finite numbers.
     """
     blocks = [_of_spectrum(block) for block in magnitudes(samples, N_FFT, HOP)]
     mel, chroma, peaks, valleys, shape = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
@@ -167,7 +167,8 @@ def _derivative_weights(order: int) -> Floats:
 def _bel(power: Floats) -> Floats:
     """log10 of power, no lower than 8 below its maximum."""
     bel: Floats = np.log10(np.maximum(power, np.float32(POWER_FLOOR)))
-    return np.maximum(bel, bel.max() - _DYNAMIC_RANGE)
+    floor: np.float32 = bel.max() - np.float32(_DYNAMIC_RANGE)
+    return np.maximum(bel, floor)
 
 
 def _or_one(values: Floats) -> Floats:

@@ -42,8 +42,7 @@ def hann(length: int) -> NDArray[np.float64]:
 @lru_cache
 def bin_frequencies(sample_rate: int, n_fft: int) -> NDArray[np.float64]:
     """The bins' centre frequencies in Hz, float64 [n_fft // 2 + 1]."""
-    frequencies: NDArray[np.float64] = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
-    return frequencies
+    return np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
 
 
 @lru_cache

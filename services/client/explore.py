@@ -1,0 +1,110 @@
+"""A look into a feature set with labels and splits: neighbours, how well labels can be told, and a picture of it.
+
+Needs what the extra `local` brings: pyarrow, numpy, scikit-learn, matplotlib, Pillow.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+
+Vectors = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+FUSED = "fused"
+_SUFFIX = "_vector"
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """A feature set in memory. `vectors` [n, d] have unit length (zeros where `present` [n] is False).
+
+    Both are by column: `text`, `image`, `audio`, as far as the job had them, and `fused`.
+    """
+
+    ids: list[str]
+    labels: NDArray[np.str_]
+    splits: NDArray[np.str_]
+    metadata: list[dict[str, Any]]
+    vectors: dict[str, Vectors]
+    present: dict[str, Mask]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Vectors there are, and their dimension, by column."""
+        return {name: (int(self.present[name].sum()), rows.shape[1]) for name, rows in self.vectors.items()}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of the test items that have the modality got their right label: `neighbours` and `linear` are shares."""
+
+    tested: int
+    neighbours: float
+    linear: float
+
+
+def read_features(path: Path) -> FeatureSpace:
+    """The feature set in a Parquet file, as `trivium results` writes it."""
+    table = pq.read_table(path)
+    columns = [name for name in table.schema.names if pa.types.is_fixed_size_list(table.schema.field(name).type)]
+    matrices = {name.removesuffix(_SUFFIX): _matrix(table.column(name)) for name in columns}
+    return FeatureSpace(
+        ids=table.column("id").to_pylist(),
+        labels=np.array([labels[0] if labels else "" for labels in table.column("label").to_pylist()]),
+        splits=np.array([split or "" for split in table.column("split").to_pylist()]),
+        metadata=[json.loads(text) for text in table.column("metadata").to_pylist()],
+        vectors={name: rows for name, (rows, _) in matrices.items()},
+        present={name: mask for name, (_, mask) in matrices.items()},
+    )
+
+
+def _matrix(column: pa.ChunkedArray) -> tuple[Vectors, Mask]:
+    lists = column.combine_chunks()
+    present = np.asarray(lists.is_valid())
+    rows = np.zeros((len(lists), lists.type.list_size), np.float32)
+    rows[present] = np.asarray(lists.flatten()).reshape(-1, rows.shape[1])
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny), present
+
+
+def neighbours(space: FeatureSpace, column: str, item: int, count: int) -> list[tuple[int, float]]:
+    """The `count` other items with the greatest cosine similarity to `item`, nearest first."""
+    similarities = space.vectors[column] @ space.vectors[column][item]
+    similarities[~space.present[column]] = -np.inf
+    similarities[item] = -np.inf
+    nearest = np.argsort(-similarities, kind="stable")[:count]
+    return [(int(index), float(similarities[index])) for index in nearest]
+
+
+def score(space: FeatureSpace, column: str) -> Score:
+    """Labels of the test items told from those of the train items, by a column's vectors.
+
+    Twice: by the `NEIGHBOURS` nearest (cosine), and by a linear classifier (ridge regression on ±1).
+    """
+    train = (space.splits == "train") & space.present[column]
+    test = (space.splits == "test") & space.present[column]
+    rows, labels = space.vectors[column], space.labels
+    by_neighbours = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance").fit(rows[train], labels[train])
+    linear = RidgeClassifier(alpha=1.0).fit(rows[train], labels[train])
+    return Score(
+        tested=int(test.sum()),
+        neighbours=float(by_neighbours.score(rows[test], labels[test])),
+        linear=float(linear.score(rows[test], labels[test])),
+    )
+
+
+def majority_share(space: FeatureSpace) -> float:
+    """The share of test items that have the most frequent label of the train items: what guessing scores."""
+    [(label, _)] = Counter(space.labels[space.splits == "train"].tolist()).most_common(1)
+    return float((space.labels[space.splits == "test"] == label).mean())

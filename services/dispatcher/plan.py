@@ -1,0 +1,98 @@
+"""What the dispatcher does with a plan shard: finds the job's manifest, reads it, and writes its slices."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from services.dispatcher.manifests.detection import open_object, open_prefix
+from services.dispatcher.manifests.reading import Reading
+from shared.db import Sessions
+from shared.errors import InvalidRequestError, JobError, NotFoundError
+from shared.jobs.files import get_file, locate_files, pin_files
+from shared.jobs.models import JobFile
+from shared.jobs.records import Lease, Plan
+from shared.planning import Place, PlanRequest, Source, plan_rows
+from shared.schemas import MediaLocation
+from shared.storage import keys
+from shared.storage.imports import allowed_prefix
+from shared.worker.context import WorkerContext
+from shared.worker.control import Control
+
+
+@dataclass(frozen=True)
+class ManifestPlace:
+    """Where a job's manifest is: an object of the platform's bucket, or a folder of a bucket."""
+
+    key: str | None = None
+    bucket: str = ""
+    folder: str = ""
+
+
+class PlanJob:
+    """Handler of the plan stage (see shared.worker.context.Handler)."""
+
+    def __init__(self, context: WorkerContext):
+        self._context = context
+
+    def load(self, lease: Lease, control: Control) -> None:
+        """Planning needs no model."""
+
+    def prepare(self, lease: Lease, control: Control) -> ManifestPlace:
+        """Finds the manifest. Raises JobError if the tenant has no such file, or may not read the prefix."""
+        source = PlanRequest.model_validate(lease.request).input
+        if source is None:
+            return ManifestPlace(keys.inline_items(lease.job_id))
+        try:
+            if source.s3_prefix is not None:
+                bucket, folder = self._allowed(source.s3_prefix, lease.tenant)
+                return ManifestPlace(bucket=bucket, folder=folder)
+            return ManifestPlace(control.patiently(partial(self._key_of, lease.tenant, source.file_id or "")))
+        except (InvalidRequestError, NotFoundError) as error:
+            raise JobError(error.message, code=error.error_code) from error
+
+    def run(self, lease: Lease, prepared: ManifestPlace, control: Control) -> Plan:
+        """Streams the manifest into slices. An outage hands the shard back, and planning starts over."""
+        context, request = self._context, PlanRequest.model_validate(lease.request)
+        reading = Reading(context.store, context.settings.limits, lease.job_id, lease.token, control.check)
+        source = _open(reading, prepared)
+        return plan_rows(
+            source,
+            request,
+            Place(context.store, lease.job_id, lease.token),
+            catalog=context.catalog,
+            limits=context.settings.limits,
+            resolve_files=partial(find_files, context.sessions, lease),
+            check=control.check,
+        )
+
+    def store(self, lease: Lease, output: Plan, control: Control) -> Plan:  # noqa: ARG002
+        """Everything is stored already: slices are written while the manifest is read."""
+        return output
+
+    def _allowed(self, s3_prefix: str, tenant: str) -> tuple[str, str]:
+        settings = self._context.settings
+        return allowed_prefix(
+            s3_prefix, tenant=tenant, own_bucket=settings.s3_bucket, import_buckets=settings.import_buckets
+        )
+
+    def _key_of(self, tenant: str, file_id: str) -> str:
+        with self._context.sessions() as session:
+            return get_file(session, tenant, file_id)[1]
+
+
+def _open(reading: Reading, place: ManifestPlace) -> Source:
+    if place.key is not None:
+        return open_object(reading, place.key)
+    return open_prefix(reading, place.bucket, place.folder)
+
+
+def find_files(sessions: Sessions, lease: Lease, ids: Collection[str]) -> Mapping[str, MediaLocation]:
+    """Where the tenant's files are. They belong to the job from now on: none is deleted while it runs."""
+    with sessions.begin() as session:
+        found = pin_files(session, lease.tenant, ids)
+        if found:
+            rows = [{"job_id": lease.job_id, "file_id": id} for id in found]
+            session.execute(upsert(JobFile).on_conflict_do_nothing(), rows)
+        return locate_files(session, lease.tenant, found)
