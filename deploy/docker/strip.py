@@ -9,7 +9,7 @@ from pathlib import Path
 
 #: Below site-packages. What is not there is passed over: each image has other packages.
 _FOLDERS = ("*/tests", "*/*/tests", "torch/bin", "torch/include", "torch/test", "gensim/test", "pyarrow/include")
-_FILES = ("**/*.a", "**/*.pxd", "**/*.pyx", "pyarrow/libarrow_flight.so*", "pyarrow/libarrow_substrait.so*")
+_FILES = ("**/*.a", "**/*.pxd", "**/*.pyx", "pyarrow/*flight*.so*")
 
 
 def main() -> None:

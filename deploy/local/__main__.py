@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.local.process import StartError
@@ -12,12 +13,17 @@ from shared.observability import configure_logging
 
 
 def main() -> int:
-    """Runs the stack; returns the exit status."""
+    """Runs the stack as the command line says; returns the exit status."""
     arguments = _parse_arguments()
+    return run(arguments.data_dir, arguments.port, dict(arguments.scale))
+
+
+def run(data_dir: Path, port: int, replicas: Mapping[str, int]) -> int:
+    """Runs the stack in the foreground until Ctrl-C or SIGTERM; returns the exit status."""
     configure_logging("supervisor", "WARNING")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end it are KeyboardInterrupt
     try:
-        with Stack(arguments.data_dir, ports={"gateway": arguments.port}, replicas=dict(arguments.scale)) as stack:
+        with Stack(data_dir, ports={"gateway": port}, replicas=replicas) as stack:
             stack.wait_ready()
             _print_addresses(stack)
             while True:

@@ -50,4 +50,3 @@ def _local_stack() -> str | None:
         except (OSError, ValueError, KeyError):
             continue
     return None
-

@@ -61,10 +61,10 @@ def _print_version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     url: Annotated[str | None, typer.Option(envvar="TRIVIUM_URL", help="The gateway's base URL.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="TRIVIUM_API_KEY", help="An API key.", show_envvar=True)
-    ] = None,
-    _: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say it.")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="TRIVIUM_API_KEY", help="An API key.", show_envvar=True)] = None,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Remembers the global options for the command that follows."""
     given: Connection = context.obj or Connection()

@@ -2,30 +2,34 @@
 
 import json
 import shutil
+import signal
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deploy
-import numpy as np
-from deploy.local.stack import Stack
 from rich.console import Console
 
-from services.client import report
+import deploy
+from deploy.local.stack import Stack
 from services.client.client import Client
-from services.client.explore import FUSED, FeatureSpace, Score, majority_share, read_features, score
-from services.client.picture import draw
-from services.client.watching import watch
-from shared.queues import Modality
+from services.client.errors import ClientError
+from services.client.rendering import elapsed, rate
+from services.client.watching import summary, watch
+from shared.queues import Modality, Stage
 from shared.schemas import Job, JobStatus
 
+if TYPE_CHECKING:
+    from services.client.explore import FeatureSpace, Look
+
 SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
-#: A picture says most about the label and a voice least; on the validation split this is as good as any.
+#: The picture says most about an emoji's group and the voice least. Chosen on the validation split, not the test split.
 WEIGHTS = {Modality.TEXT: 1.0, Modality.IMAGE: 2.0, Modality.AUDIO: 0.5}
 
 
@@ -35,6 +39,15 @@ class Sample:
 
     items: list[dict[str, Any]]
     pictures: dict[str, bytes]
+
+    @classmethod
+    def read(cls) -> "Sample":
+        """The one that ships."""
+        with tarfile.open(SAMPLE) as archive:
+            content = {member.name: archive.extractfile(member) for member in archive}
+            files = {name: file.read() for name, file in content.items() if file is not None}
+        items = [json.loads(line) for line in files["manifest.jsonl"].splitlines()]
+        return cls(items, {item["id"]: files[item["image"]] for item in items if "image" in item})
 
     def count(self, modality: Modality) -> int:
         """How many items have a modality."""
@@ -54,75 +67,149 @@ class Times:
         try:
             yield
         finally:
-            self.steps[step] = time.monotonic() - begin
+            self.steps[step] = round(time.monotonic() - begin, 2)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the demo found out."""
-
-    job: Job
-    space: FeatureSpace
-    scores: dict[str, Score]
-    majority: float
-    problems: list[str]
+    @property
+    def total(self) -> float:
+        """All steps together."""
+        return round(sum(self.steps.values()), 2)
 
 
 def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bool) -> int:
-    """Runs the demo and returns the exit status: 1 if anything is off.
+    """Runs the demo; returns the exit status, 1 if anything is off.
 
     The Parquet file and the picture go to `output_dir`; the stack's data to `data_dir`, or to a temporary folder that
-    is removed. With `as_json`, people's output goes to stderr and one line of figures to stdout.
+    is removed if all went well. With `as_json`, what is for people goes to stderr and a line of figures to stdout.
+    Raises ClientError (`demo_failed`) when there are no results to look at.
     """
     console = Console(stderr=as_json, highlight=False)
     times = Times()
     folder = Path(tempfile.mkdtemp(prefix="trivium-demo-")) if data_dir is None else data_dir
     output_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        outcome = _with_stack(folder, output_dir, keep, console, times)
-    finally:
-        if data_dir is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    report.conclude(console, times.steps, outcome.problems)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way to end it stops the stack
+    threading.Thread(target=import_module, args=("services.client.picture",), daemon=True).start()
+    sample = Sample.read()
+    with _running_stack(folder, console, times) as url:
+        job, features = _run_job(url, sample, output_dir, console, times)
+        space, look = _look(job, features, console, times)
+        _draw(space, sample, output_dir / "feature-space.png", console, times)
+        if keep:
+            _wait(url, console)
+    problems = find_problems(job, sample, space, look)
+    _conclude(problems, folder, console, times)
+    if data_dir is None and not problems:
+        shutil.rmtree(folder)
     if as_json:
-        print(json.dumps(_figures(outcome, times)))
-    return 1 if outcome.problems else 0
+        print(json.dumps(_figures(job, look, times, problems)))
+    return 1 if problems else 0
 
 
-def _with_stack(folder: Path, output_dir: Path, keep: bool, console: Console, times: Times) -> Outcome:
-    console.print(f"Starting Postgres, Redis, S3, the gateway, the dispatcher and four worker pools in {folder} …")
+@contextmanager
+def _running_stack(folder: Path, console: Console, times: Times) -> Iterator[str]:
+    """The URL of a platform that runs in `folder` as long as the context lasts."""
+    console.print("Starting Postgres, Redis, S3, gateway, dispatcher and a worker for each of four pools …")
     stack = Stack(folder)
     try:
         with times.of("start"):
             stack.start()
             stack.wait_ready()
-        console.print(f"The gateway answers at {stack.gateway_url}.\n")
-        outcome = _run(Client(stack.gateway_url), output_dir, console, times)
-        if keep:
-            _wait_for_interrupt(stack.gateway_url, console)
+        console.print(f"The gateway answers at {stack.gateway_url}; data and logs are in {folder}.")
+        yield stack.gateway_url
     finally:
         with times.of("stop"):
             stack.stop()
-    return outcome
 
 
-def _run(client: Client, output_dir: Path, console: Console, times: Times) -> Outcome:
-    sample = read_sample()
-    console.print(f"Submitting {SAMPLE.name}: {len(sample.items):,} items.")
-    with client:
+def _run_job(url: str, sample: Sample, output_dir: Path, console: Console, times: Times) -> tuple[Job, Path]:
+    """Submits the sample, waits for the job, and downloads what it made."""
+    console.print(f"Submitting {SAMPLE.name}: {len(sample.items):,} emoji as picture, words and speech.\n")
+    fusion = {"method": "weighted", "weights": {m.value: weight for m, weight in WEIGHTS.items()}}
+    with Client(url) as client:
         with times.of("job"):
-            fusion = {"method": "weighted", "weights": {m.value: weight for m, weight in WEIGHTS.items()}}
             job = watch(client, client.features(SAMPLE, fusion=fusion).id, console)
+        summary(job, console)
         if job.status is not JobStatus.SUCCEEDED:
-            raise _failed(job)
+            raise ClientError(f"The job {job.id} did not succeed; it is {job.status.value}.", code="demo_failed")
         with times.of("download"):
-            features = client.jobs.results(job.id, output_dir / "features.parquet")
+            return job, client.jobs.results(job.id, output_dir / "features.parquet")
+
+
+def _look(job: Job, features: Path, console: Console, times: Times) -> tuple["FeatureSpace", "Look"]:
+    """Reads the features and prints what they are and how good."""
     with times.of("look"):
-        outcome = _look(job, sample, features)
-        report.present(console, job, outcome.space, outcome.scores, outcome.majority)
+        from services.client import report
+        from services.client.explore import look_at, read_features
+
+        space = read_features(features)
+        look = look_at(space)
+        console.print(report.features_table(job, space))
+        console.print(report.neighbours_table(space))
+        console.print(report.scores_table(look, WEIGHTS))
+        console.print(f"The features: [bold]{features}[/]")
+    return space, look
+
+
+def _draw(space: "FeatureSpace", sample: Sample, path: Path, console: Console, times: Times) -> None:
     with times.of("picture"):
-        picture = output_dir / "feature-space.png"
-        title = f"{len(sample.items):,} emoji by their fused text, image and audio features (t-SNE)"
-        draw(outcome.space, sample.pictures, picture, title)
-    console.print(f"The features: [bold]{features}[/]\nA picture of them: [bold]{picture}[/]\n")
-    return outcome
+        from services.client.picture import draw
+
+        draw(space, sample.pictures, path, "Emoji by their fused text, image and audio features")
+    console.print(f"A picture of them: [bold]{path}[/]\n")
+
+
+def _wait(url: str, console: Console) -> None:
+    console.print(f"The stack runs on at {url}: [bold]export TRIVIUM_URL={url}[/] and try [bold]trivium jobs[/].")
+    console.print("Ctrl-C stops it.")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        console.print()
+
+
+def find_problems(job: Job, sample: Sample, space: "FeatureSpace", look: "Look") -> list[str]:
+    """Everything that is not as it must be, in words; empty when all is well."""
+    expected = {item["id"] for item in sample.items}
+    problems = []
+    if job.items.succeeded != len(expected):
+        problems.append(f"{len(expected) - job.items.succeeded} of {len(expected)} items did not succeed")
+    if len(space.ids) != len(expected) or set(space.ids) != expected:
+        problems.append(f"the features are of {len(space.ids)} items, not of the {len(expected)} submitted")
+    for modality in Modality:
+        found, wanted = int(space.present[modality.value].sum()), sample.count(modality)
+        if found != wanted:
+            problems.append(f"{wanted} items have {modality.value}, but {found} have its vector")
+    if not space.is_finite:
+        problems.append("some vectors are not finite")
+    if look.fused.linear <= look.majority:
+        problems.append("the fused vectors tell labels no better than guessing")
+    return problems
+
+
+def _conclude(problems: list[str], folder: Path, console: Console, times: Times) -> None:
+    steps = " · ".join(f"{step} {seconds:.1f} s" for step, seconds in times.steps.items())
+    console.print(f"Stopped. {steps} · [bold]all together {times.total:.1f} s[/]")
+    for problem in problems:
+        console.print(f"[bold red]Off:[/] {problem}.")
+    if problems:
+        console.print(f"Data and logs are kept in {folder}.")
+
+
+def _figures(job: Job, look: "Look", times: Times, problems: list[str]) -> dict[str, Any]:
+    """What `--json` prints: times in seconds, items per second, shares of right labels."""
+    return {
+        "ok": not problems,
+        "problems": problems,
+        "items": job.items.model_dump(),
+        "seconds": {**times.steps, "total": times.total},
+        "stages": {
+            stage.value: {
+                "items": progress.items_done,
+                "seconds": elapsed(progress),
+                "items_per_second": rate(progress),
+            }
+            for stage, progress in job.stages.items()
+            if stage is not Stage.PLAN
+        },
+        "scores": {name: asdict(score) for name, score in look.scores.items()},
+        "majority": look.majority,
+    }

@@ -5,9 +5,7 @@ Needs what the extra `local` brings: pyarrow, numpy, scikit-learn, matplotlib, P
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -41,18 +40,39 @@ class FeatureSpace:
     present: dict[str, Mask]
 
     @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Vectors there are, and their dimension, by column."""
-        return {name: (int(self.present[name].sum()), rows.shape[1]) for name, rows in self.vectors.items()}
+    def is_finite(self) -> bool:
+        """Whether no vector holds an infinity or NaN."""
+        return all(bool(np.isfinite(rows).all()) for rows in self.vectors.values())
+
+    def complete(self) -> list[int]:
+        """The items that have all modalities, in order."""
+        return np.flatnonzero(np.logical_and.reduce(list(self.present.values()))).tolist()
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many of the test items that have the modality got their right label: `neighbours` and `linear` are shares."""
+    """How many of the test items that have a modality get their right label by its vectors, as shares.
+
+    `neighbours`: by vote of the `NEIGHBOURS` nearest train items (cosine). `linear`: by a linear classifier (ridge
+    regression on ±1), the usual probe of frozen features.
+    """
 
     tested: int
     neighbours: float
     linear: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """Scores by column, and the share that always guessing the most frequent train label would get."""
+
+    scores: dict[str, Score]
+    majority: float
+
+    @property
+    def fused(self) -> Score:
+        """The score of the fused vectors."""
+        return self.scores[FUSED]
 
 
 def read_features(path: Path) -> FeatureSpace:
@@ -87,24 +107,23 @@ def neighbours(space: FeatureSpace, column: str, item: int, count: int) -> list[
     return [(int(index), float(similarities[index])) for index in nearest]
 
 
-def score(space: FeatureSpace, column: str) -> Score:
-    """Labels of the test items told from those of the train items, by a column's vectors.
+def look_at(space: FeatureSpace) -> Look:
+    """How well the labels of the test items can be told from the vectors of the train items."""
+    [(majority, _)] = Counter(space.labels[space.splits == "train"].tolist()).most_common(1)
+    share = float((space.labels[space.splits == "test"] == majority).mean())
+    return Look({column: _score(space, column) for column in space.vectors}, share)
 
-    Twice: by the `NEIGHBOURS` nearest (cosine), and by a linear classifier (ridge regression on ±1).
-    """
+
+def _score(space: FeatureSpace, column: str) -> Score:
     train = (space.splits == "train") & space.present[column]
     test = (space.splits == "test") & space.present[column]
     rows, labels = space.vectors[column], space.labels
-    by_neighbours = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance").fit(rows[train], labels[train])
-    linear = RidgeClassifier(alpha=1.0).fit(rows[train], labels[train])
-    return Score(
-        tested=int(test.sum()),
-        neighbours=float(by_neighbours.score(rows[test], labels[test])),
-        linear=float(linear.score(rows[test], labels[test])),
-    )
-
-
-def majority_share(space: FeatureSpace) -> float:
-    """The share of test items that have the most frequent label of the train items: what guessing scores."""
-    [(label, _)] = Counter(space.labels[space.splits == "train"].tolist()).most_common(1)
-    return float((space.labels[space.splits == "test"] == label).mean())
+    # One thread: on so few items, more only wait for each other.
+    with threadpool_limits(1):
+        nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance").fit(rows[train], labels[train])
+        linear = RidgeClassifier(alpha=1.0).fit(rows[train], labels[train])
+        return Score(
+            tested=int(test.sum()),
+            neighbours=float(nearest.score(rows[test], labels[test])),
+            linear=float(linear.score(rows[test], labels[test])),
+        )

@@ -158,9 +158,7 @@ def wait(id: str, *, timeout: float | None = None) -> Flow[Job]:
         pause = min(pause * 1.5, _LATER_LOOKS)
 
 
-def features(
-    source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[JobOptions]
-) -> Flow[Job]:
+def features(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[JobOptions]) -> Flow[Job]:
     """Creates a features job from what is at hand and returns it at once (`jobs.wait` waits for it).
 
     `source` is a JSONL manifest beside its media, a folder, a tar, zip or Parquet file, a `file-…` id, an `s3://`

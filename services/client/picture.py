@@ -24,6 +24,7 @@ _SIZE, _BADGE, _RING, _FINE = (2000, 1500), 34, 3, 2
 _DPI = 120
 #: Share of a badge's inner width that its image takes: a little more than fits in the circle, since corners are empty.
 _FILL = 0.8
+_CAPTION = "t-SNE, badges that would overlap moved apart. A ring has the colour of the label; a plain dot has no image."
 #: How often badges that overlap are moved apart.
 _MOVES = 60
 
@@ -45,7 +46,8 @@ def draw(space: FeatureSpace, media: Mapping[str, bytes], path: Path, title: str
     axes = figure.add_subplot()
     axes.imshow(np.asarray(canvas), interpolation="lanczos")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=15, pad=12)
+    axes.set_title(title, fontsize=16, pad=12)
+    figure.text(0.01, 0.01, _CAPTION, fontsize=9, color="dimgrey")
     dots = [Line2D([], [], marker="o", linestyle="", markersize=10, color=colours[label]) for label in labels]
     figure.legend(dots, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=12)
     figure.savefig(path)

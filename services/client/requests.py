@@ -227,7 +227,7 @@ def list_keys(*, limit: int = 100) -> Request[Page[Key]]:
     return Request("GET", "/v1/keys", Page[Key], params={"limit": limit})
 
 
-def revoke_key(id: str) -> Request[Deleted]:
+def revoke_key(id: str) -> Request[Key]:
     """Makes a key useless from now on; it stays in the list."""
     return Request("DELETE", f"/v1/keys/{_part(id)}", Key)
 

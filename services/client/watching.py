@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -66,7 +66,7 @@ class JobProgress:
         ended = progress.finished_at is not None
         pace = rate(progress)
         counted = progress.items_total > 0
-        fields = {
+        fields: dict[str, Any] = {
             "items": f"{progress.items_done:,}/{progress.items_total:,}" if counted else "",
             "rate": f"{pace:,.0f} items/s" if pace else "",
             "note": _note(progress, pace),

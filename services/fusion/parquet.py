@@ -23,8 +23,8 @@ def feature_schema(dimensions: Mapping[str, int], metadata: Mapping[str, Any]) -
     """
     vectors = [
         pa.field(column_of(name), pa.list_(pa.float32(), dimension))
-        for name, dimension in dimensions.items()
-        if dimension > 0
+        for name in (*Modality, "fused")
+        if (dimension := dimensions.get(name, 0)) > 0
     ]
     fields = [
         pa.field("id", pa.string(), nullable=False),

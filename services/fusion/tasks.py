@@ -52,7 +52,7 @@ class FuseFeatures:
         shards, faulty = control.patiently(lambda: self._rows(lease))
         position = {item.index: i for i, item in enumerate(items)}
         slice_ = Slice(items, {}, {}, faulty, [])
-        for modality in (Modality(m) for m in lease.schema["encoders"]):
+        for modality in (m for m in Modality if m in lease.schema["encoders"]):  # JSONB does not keep an order
             dimension = lease.schema["dimensions"][modality.value]
             slice_.vectors[modality] = np.zeros((len(items), dimension), np.float32)
             slice_.present[modality] = np.zeros(len(items), np.bool_)

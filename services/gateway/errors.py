@@ -21,7 +21,7 @@ from shared.schemas import ErrorBody, ErrorResponse
 log = get_logger(__name__)
 
 #: Codes of the errors that the framework itself raises.
-_CODES = {404: "unknown_route", 405: "method_not_allowed", 413: "too_large"}
+_CODES = {400: "invalid_json", 404: "unknown_route", 405: "method_not_allowed", 413: "too_large"}
 
 #: More wrong fields than this are not named one by one.
 _NAMED_FIELDS = 3

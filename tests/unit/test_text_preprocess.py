@@ -49,8 +49,8 @@ def test_a_byte_order_mark_is_dropped() -> None:
 
 def test_the_limit_is_in_bytes() -> None:
     assert decode("世界", {"max_bytes": 6}) == "世界"
-    assert code_of("世界!", {"max_bytes": 6}) == "media_too_large"
-    assert code_of(b"x" * 7, {"max_bytes": 6}) == "media_too_large"
+    assert code_of("世界!", {"max_bytes": 6}) == "text_too_large"
+    assert code_of(b"x" * 7, {"max_bytes": 6}) == "text_too_large"
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,11 @@ def jobs(
 
     Examples:
 
-        trivium jobs
-        trivium jobs --status running --status queued
-        trivium jobs --metadata project=emoji --all --json | jq -r .id
+    ```
+    trivium jobs
+    trivium jobs --status running --status queued
+    trivium jobs --metadata project=emoji --all --json | jq -r .id
+    ```
     """
     filters = pairs(metadata, "--metadata")
     page = 100 if all else min(limit, 100)
@@ -39,7 +41,9 @@ def show(context: typer.Context, job: JobId, as_json: AsJson = False) -> None:
 
     Example:
 
-        trivium show job-01k9w0c3v8e6m5j2k1x7r4t9qz
+    ```
+    trivium show job-01k9w0c3v8e6m5j2k1x7r4t9qz
+    ```
     """
     with connection(context).client() as client:
         found = client.jobs.get(job)

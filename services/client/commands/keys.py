@@ -22,7 +22,9 @@ def create(
 
     Example:
 
-        export TRIVIUM_API_KEY=$(trivium keys create --tenant research --name notebook)
+    ```
+    export TRIVIUM_API_KEY=$(trivium keys create --tenant research --name notebook)
+    ```
     """
     with connection(context).client() as client:
         key = client.keys.create(name=name, tenant=tenant, scope="admin" if admin else "user")

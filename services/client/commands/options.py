@@ -14,6 +14,9 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, such as
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, one object a line.")]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be given several times.")]
 
+#: Someone waits at the terminal: a gateway that is away is given up after about three seconds.
+_BRIEF = Retries(limit=3)
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -23,7 +26,7 @@ class Connection:
     api_key: str | None = None
     transport: httpx.MockTransport | None = None
 
-    def client(self, retries: Retries | None = None) -> Client:
+    def client(self, retries: Retries = _BRIEF) -> Client:
         """A client for one command; use it as a context manager."""
         return Client(self.url, self.api_key, transport=self.transport, retries=retries)
 

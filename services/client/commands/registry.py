@@ -18,8 +18,10 @@ def models(
 
     Examples:
 
-        trivium models
-        trivium models --modality image --json | jq -r .id
+    ```
+    trivium models
+    trivium models --modality image --json | jq -r .id
+    ```
     """
     with connection(context).client() as client:
         found = (model for model in client.models.list() if modality in {None, model.modality})

@@ -25,8 +25,10 @@ def results(
 
     Examples:
 
-        trivium results job-01k9w0c3v8e6m5j2k1x7r4t9qz -o features.parquet
-        python -c 'import pandas; print(pandas.read_parquet("features.parquet"))'
+    ```
+    trivium results job-01k9w0c3v8e6m5j2k1x7r4t9qz -o features.parquet
+    python -c 'import pandas; print(pandas.read_parquet("features.parquet"))'
+    ```
     """
     download(connection(context), job, output)
 
@@ -36,7 +38,9 @@ def errors(context: typer.Context, job: JobId, as_json: AsJson = False) -> None:
 
     Example:
 
-        trivium errors job-01k9w0c3v8e6m5j2k1x7r4t9qz --json | jq -r .code | sort | uniq -c
+    ```
+    trivium errors job-01k9w0c3v8e6m5j2k1x7r4t9qz --json | jq -r .code | sort | uniq -c
+    ```
     """
     with connection(context).client() as client:
         print_entries(client.jobs.errors(job), errors_table, as_json=as_json)

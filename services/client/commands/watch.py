@@ -3,8 +3,8 @@
 import typer
 
 from services.client.commands.options import AsJson, Connection, JobId, connection
-from services.client.retries import Retries
 from services.client.rendering import messages, print_json
+from services.client.retries import Retries
 from services.client.watching import summary, watch
 from shared.schemas import Job, JobStatus
 
@@ -21,7 +21,9 @@ def watch_job(context: typer.Context, job: JobId, as_json: AsJson = False) -> No
 
     Example:
 
-        trivium watch job-01k9w0c3v8e6m5j2k1x7r4t9qz
+    ```
+    trivium watch job-01k9w0c3v8e6m5j2k1x7r4t9qz
+    ```
     """
     ended = watch_to_the_end(connection(context), job)
     if as_json:

@@ -1,5 +1,6 @@
 """An object of storage as a file, read in blocks by range, so that a reader can be slow, jump about, take its time."""
 
+import errno
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class RangedObject(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError("negative position")
+            raise OSError(errno.EINVAL, "negative position")  # as files do
         self._position = base + offset
         return self._position
 

@@ -88,9 +88,12 @@ class TransformersTextEncoder:
         padded = np.full((len(batch), longest), self._pad_id, np.int64)
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = ids
-        mask = torch.from_numpy(np.arange(longest) < lengths[:, None]).to(self._device)
+        # Without padding no mask is given: attention is faster so.
+        mask = torch.from_numpy(np.arange(longest) < lengths[:, None]) if lengths.min() < longest else None
         with torch.inference_mode():
-            return self._forward(torch.from_numpy(padded).to(self._device), mask)
+            return self._forward(
+                torch.from_numpy(padded).to(self._device), None if mask is None else mask.to(self._device)
+            )
 
     def _load_model(self, spec: EncoderSpec, folder: Path, dtype: torch.dtype) -> Any:
         unused = {"pooler": (), "clip": _OTHER_TOWERS}.get(self._options.pooling, ("pooler.",))
@@ -111,27 +114,28 @@ class TransformersTextEncoder:
             encoding = self._tokenizer.encode(text)
         return None if all(encoding.special_tokens_mask) else encoding.ids
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Vectors:
-        # Without padding no mask is given: attention is faster so.
-        attention_mask = None if bool(mask.all()) else mask.long()
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Vectors:
+        inputs = {"input_ids": ids, "attention_mask": None if mask is None else mask.long()}
         if self._options.pooling == "clip":
-            features = self._model.get_text_features(input_ids=ids, attention_mask=attention_mask)
-            vectors = features if isinstance(features, torch.Tensor) else features.pooler_output
+            vectors = self._model.get_text_features(**inputs).pooler_output
         else:
-            vectors = self._pool(self._model(input_ids=ids, attention_mask=attention_mask), mask)
+            vectors = self._pool(self._model(**inputs), mask)
         vectors = vectors.float()
         if self._options.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return vectors.cpu().numpy()
 
-    def _pool(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
-        tokens: torch.Tensor = output.last_hidden_state
+    def _pool(self, output: Any, mask: torch.Tensor | None) -> torch.Tensor:
         if self._options.pooling == "pooler":
-            tokens = output.pooler_output.unsqueeze(1)
-        if self._options.pooling == "mean":
-            weights = mask.unsqueeze(2).float()
-            return (tokens.float() * weights).sum(1) / weights.sum(1)
-        return tokens[:, 0]
+            pooled: torch.Tensor = output.pooler_output
+            return pooled
+        tokens: torch.Tensor = output.last_hidden_state
+        if self._options.pooling == "cls":
+            return tokens[:, 0]
+        if mask is None:
+            return tokens.float().mean(1)
+        weights = mask.unsqueeze(2).float()
+        return (tokens.float() * weights).sum(1) / weights.sum(1)
 
     def _probe(self) -> int:
         """The dimension of the vectors, from one text as long as the model takes: what cannot run fails here."""

@@ -1,0 +1,187 @@
+"""The gateway on real servers: in this process for most tests, behind a real uvicorn where the wire matters."""
+
+import io
+import json
+import socket
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from services.gateway.app import create_app
+from services.gateway.deps import Services
+from shared.catalog import load_catalog
+from shared.db import Sessions
+from shared.jobs import engine
+from shared.jobs.keys import create_key
+from shared.jobs.records import Finished, ItemFailure, Lease, StoredObject
+from shared.queues import Modality, Queue, Stage
+from shared.settings import Settings
+from shared.storage import keys
+from shared.storage.objects import ObjectStore
+
+DIMENSION = 4
+
+
+@pytest.fixture(scope="module")
+def hints() -> list[set[Queue]]:
+    """What the gateway hinted."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def services(settings: Settings, sessions: Sessions, store: ObjectStore, hints: list[set[Queue]]) -> Services:
+    """The gateway's services on the module's database and bucket; hints are kept instead of sent."""
+    return Services(settings, sessions, store, load_catalog(), lambda queues: hints.append(set(queues)))
+
+
+@pytest.fixture(scope="module")
+def app(services: Services) -> FastAPI:
+    """The application."""
+    return create_app(services)
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    """Where the application is served by uvicorn, in a thread."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx.Client]:
+    """Calls as the tenant `default`, without a key (development mode)."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client_of(url: str, sessions: Sessions) -> Iterator[Callable[..., httpx.Client]]:
+    """Makes clients with keys of their own."""
+    opened: list[httpx.Client] = []
+
+    def make(tenant: str, scope: str = "user") -> httpx.Client:
+        with sessions.begin() as session:
+            _, key = create_key(session, tenant=tenant, name="test", scope=scope)
+        opened.append(httpx.Client(base_url=url, timeout=30, headers={"Authorization": f"Bearer {key}"}))
+        return opened[-1]
+
+    yield make
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def stranger(client_of: Callable[..., httpx.Client]) -> httpx.Client:
+    """Calls as another tenant."""
+    return client_of("stranger")
+
+
+@pytest.fixture(scope="module")
+def pools(sessions: Sessions, store: ObjectStore) -> "Pools":
+    """The worker pools, played by the test."""
+    return Pools(sessions, store)
+
+
+@dataclass
+class Pools:
+    """Does what workers do, through the engine: items whose index is in `faulty` cannot be read."""
+
+    sessions: Sessions
+    store: ObjectStore
+    faulty: set[int] = field(default_factory=set)
+
+    def run(self, *queues: Queue) -> int:
+        """Works off what is ready; returns how many shards."""
+        count = 0
+        while leases := [lease for queue in queues or Queue for lease in self.claim(queue)]:
+            for lease in leases:
+                with self.sessions.begin() as session:
+                    engine.start(session, lease)
+                finished = self._fuse(lease) if lease.stage is Stage.FUSION else self._extract(lease)
+                with self.sessions.begin() as session:
+                    assert engine.finish(session, [finished]) == {lease.shard_id}
+                count += 1
+        return count
+
+    def claim(self, queue: Queue) -> list[Lease]:
+        """Up to ten shards."""
+        with self.sessions.begin() as session:
+            return engine.claim(session, queue, "worker-test", limit=10)
+
+    def fail(self, queue: Queue, code: str = "boom") -> int:
+        """Fails what is ready, with no attempt left; returns how many shards."""
+        leases = self.claim(queue)
+        for lease in leases:
+            with self.sessions.begin() as session:
+                engine.start(session, lease)
+                engine.fail(session, lease, code, "It broke.", max_attempts=1)
+        return len(leases)
+
+    def _extract(self, lease: Lease) -> Finished:
+        items = [item for item in self._items(lease) if lease.stage in item]
+        lost = [
+            ItemFailure(item["index"], item["id"], Modality(lease.stage), "corrupt_media", "It cannot be read.")
+            for item in items
+            if item["index"] in self.faulty
+        ]
+        stored = self.store.put(keys.shard_result(lease.job_id, lease.stage, lease.index, lease.token), b"vectors")
+        return Finished(lease, stored, items_done=len(items), failures=lost)
+
+    def _fuse(self, lease: Lease) -> Finished:
+        items = [item for item in self._items(lease) if item["index"] not in self.faulty]
+        failed = lease.items - len(items)
+        stored = self._write(lease, items)
+        return Finished(
+            lease, stored, items_done=lease.items, rows=len(items), succeeded=len(items), failed=failed
+        )  # fmt: skip
+
+    def _items(self, lease: Lease) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.store.get(lease.spec["slice"]["key"]).splitlines()]
+
+    def _write(self, lease: Lease, items: Collection[dict[str, Any]]) -> StoredObject:
+        vectors = [vector_of(item["index"]) for item in items]
+        table = pa.table(
+            {
+                "id": pa.array([item["id"] for item in items], pa.string()),
+                "text_vector": pa.array(vectors, pa.list_(pa.float32(), DIMENSION)),
+                "audio_vector": pa.array([None] * len(items), pa.list_(pa.float32(), DIMENSION)),
+                "label": pa.array([item.get("label", []) for item in items], pa.list_(pa.string())),
+                "target": pa.array([None] * len(items), pa.string()),
+                "split": pa.array([item.get("split") for item in items], pa.string()),
+                "metadata": pa.array([json.dumps(item.get("metadata", {})) for item in items], pa.string()),
+            }
+        ).replace_schema_metadata({"trivium": json.dumps({"job": lease.job_id})})
+        target = io.BytesIO()
+        pq.write_table(table, target)
+        return self.store.put(keys.feature_part(lease.job_id, lease.index, lease.token), target.getvalue())
+
+
+def vector_of(index: int) -> list[float]:
+    """The vector that the played workers give to an item: exact in float32."""
+    return [float(x) for x in np.float32([index, 0.1, -1.5, 1e-8])]
+
+
+@pytest.fixture
+def features_request() -> Callable[..., dict[str, Any]]:
+    """Makes the body of a job over texts alone."""
+
+    def make(count: int = 10, **options: Any) -> dict[str, Any]:
+        items = [{"id": f"item-{i}", "text": f"text {i}"} for i in range(count)]
+        return {"items": items, "encoders": {"text": "all-minilm-l6-v2", "image": None, "audio": None}, **options}
+
+    return make
