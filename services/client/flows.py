@@ -130,6 +130,8 @@ def events(id: str, *, after: str | None = None) -> Stream[JobEvent]:
         broken: httpx.TransportError | None = None
         try:
             while (received := (yield Receive())) is not None:
+                if not received.data:
+                    continue  # a ping
                 event = JobEvent.model_validate_json(received.data)
                 failures, after = 0, event.id
                 if event.type.startswith("job."):

@@ -7,8 +7,10 @@ import io
 import json
 import stat
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,9 +68,9 @@ def manifest(*items: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(item).encode() + b"\n" for item in items)
 
 
-CHARACTERS = st.characters(codec="utf-8", exclude_characters="/\x00", exclude_categories=["Cc", "Cs"])
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="/\\:\x00", exclude_categories=["Cc", "Cs"])
 PARTS = st.text(CHARACTERS, min_size=1, max_size=60).filter(lambda part: part not in {".", ".."})
-NAMES = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
+NAMES = st.lists(PARTS, min_size=1, max_size=5).map("/".join).map(partial(unicodedata.normalize, "NFC"))
 
 
 @given(
@@ -97,7 +99,6 @@ def test_members_of_a_tar_are_where_tarfile_finds_them(files: dict[str, bytes], 
 )
 @settings(max_examples=60, deadline=None)
 def test_members_of_a_zip_are_in_the_tar_it_becomes(files: dict[str, bytes], compression: int) -> None:
-    files = {name: data for name, data in files.items() if "\\" not in name}
     store = MemoryStore()
     store.put("archive", make_zip(files, compression))
     found = index_zip(reading(store), "archive").find(list(files))

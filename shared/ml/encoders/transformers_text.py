@@ -117,7 +117,7 @@ class TransformersTextEncoder:
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Vectors:
         inputs = {"input_ids": ids, "attention_mask": None if mask is None else mask.long()}
         if self._options.pooling == "clip":
-            vectors = self._model.get_text_features(**inputs).pooler_output
+            vectors: torch.Tensor = self._model.get_text_features(**inputs).pooler_output
         else:
             vectors = self._pool(self._model(**inputs), mask)
         vectors = vectors.float()
