@@ -8,8 +8,8 @@ import sysconfig
 from pathlib import Path
 
 #: Below site-packages. What is not there is passed over: each image has other packages.
-_FOLDERS = ("*/tests", "*/*/tests", "torch/bin", "torch/include", "torch/test", "gensim/test", "pyarrow/include")
-_FILES = ("**/*.a", "**/*.pxd", "**/*.pyx", "pyarrow/*flight*.so*")
+_FOLDERS = ("*/tests", "*/*/tests", "torch/include", "torch/test", "gensim/test", "pyarrow/include")
+_FILES = ("**/*.a", "**/*.pxd", "**/*.pyx", "torch/bin/test_*", "torch/bin/protoc*", "pyarrow/*flight*.so*")
 
 
 def main() -> None:

@@ -82,19 +82,23 @@ def _reap() -> dict[int, int]:
         ended[pid] = os.waitstatus_to_exitcode(status)
 
 
-def _kill_descendants(timeout: float = 30.0) -> None:
-    """Kills whatever descends from this process until nothing is left (or is stuck in the kernel)."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        living = _descendants()
-        for pid in living:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+def _kill_descendants(grace: float = 2.0, timeout: float = 30.0) -> None:
+    """Waits `grace` seconds for whatever descends from this process to end, then kills until nothing is left.
+
+    What notices by itself that its parent is gone gets to say its last words: a worker's keeper gives up its leases.
+    """
+    began = time.monotonic()
+    while (elapsed := time.monotonic() - began) < timeout:
         _reap()
+        living = _descendants()
         if not living:
             return
+        if elapsed > grace:
+            for pid in living:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
         time.sleep(0.005)
 
 

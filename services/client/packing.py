@@ -100,7 +100,7 @@ def _local_media(lines: Iterable[bytes]) -> list[str]:
     for line in lines:
         try:
             item = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         for field in _MEDIA_FIELDS if isinstance(item, dict) else ():
             reference = item.get(field)

@@ -4,7 +4,7 @@ from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, TooLargeError
 from shared.schemas import FeaturesRequest
 from shared.settings import Settings
-from shared.storage import keys
+from shared.storage.imports import allowed_prefix
 
 
 def check(request: FeaturesRequest, tenant: str, settings: Settings, catalog: Catalog) -> None:
@@ -25,16 +25,9 @@ def check(request: FeaturesRequest, tenant: str, settings: Settings, catalog: Ca
         )
         raise TooLargeError(message, code="too_many_items", param="items")
     if request.input is not None and request.input.s3_prefix is not None:
-        _check_prefix(request.input.s3_prefix, tenant, settings)
-
-
-def _check_prefix(prefix: str, tenant: str, settings: Settings) -> None:
-    place = prefix.removeprefix("s3://")
-    own = f"{settings.s3_bucket}/{keys.tenant_imports(tenant)}"
-    allowed = [own]
-    if not place.startswith(f"{settings.s3_bucket}/"):
-        # The platform's own bucket holds every tenant's data: of it, only the folder for imports is ever open.
-        allowed = [entry.replace("{tenant}", tenant).rstrip("/") + "/" for entry in settings.import_buckets]
-    if not any(place.startswith(folder) for folder in allowed):
-        message = f"Jobs may not read {prefix!r}; put the manifest under s3://{own} or upload it as a file."
-        raise InvalidRequestError(message, code="prefix_not_allowed", param="input.s3_prefix")
+        allowed_prefix(
+            request.input.s3_prefix,
+            tenant=tenant,
+            own_bucket=settings.s3_bucket,
+            import_buckets=settings.import_buckets,
+        )

@@ -104,9 +104,10 @@ async def _on_database(_: Request, error: Exception) -> Response:
     if isinstance(error, DataError):
         message = "A value in the request cannot be stored: it holds a NUL character, or a number that is too large."
         return error_response(InvalidRequestError(message))
-    log.error("database error", exc_info=error)
     if isinstance(error, PoolTimeoutError) or is_outage(error):
+        log.warning("Postgres cannot be used", error=str(error.__cause__ or error))
         return _unavailable(None)
+    log.error("database error", exc_info=error)
     return internal_error()
 
 

@@ -178,7 +178,8 @@ class MultipartFile:
 def clean_filename(name: str) -> str:
     """A name without folders and control characters, of 255 characters at most."""
     last = Path(name.replace("\\", "/")).name
-    return _UNPRINTABLE.sub("", last).strip()[:255] or "file"
+    clean = _UNPRINTABLE.sub("", last).strip()[:255]
+    return clean if clean.strip(".") else "file"
 
 
 def _malformed(error: Exception) -> InvalidRequestError:

@@ -93,16 +93,16 @@ def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[
 
 def _subtract(session: Session, job: Job, shards: Iterable[_Ended]) -> None:
     """Takes what these shards counted from the job's counters and its stages'."""
+    ended: dict[str, Counter[str]] = defaultdict(Counter)
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     for shard in shards:
-        counted[shard.stage].update({k: v for k, v in shard.result.items() if k != "rows"})
-        counted[shard.stage][shard.state] += 1
-    for stage in session.scalars(select(JobStage).where(JobStage.job_id == job.id, JobStage.stage.in_(counted))):
-        ended = counted[stage.stage]
-        stage.shards_done -= ended[ShardState.DONE]
-        stage.shards_failed -= ended[ShardState.FAILED]
-        stage.items_done -= ended["items_done"]
-        stage.items_cached -= ended["items_cached"]
+        ended[shard.stage][shard.state] += 1
+        counted[shard.stage].update({name: count for name, count in shard.result.items() if name != "rows"})
+    for stage in session.scalars(select(JobStage).where(JobStage.job_id == job.id, JobStage.stage.in_(ended))):
+        stage.shards_done -= ended[stage.stage][ShardState.DONE]
+        stage.shards_failed -= ended[stage.stage][ShardState.FAILED]
+        stage.items_done -= counted[stage.stage]["items_done"]
+        stage.items_cached -= counted[stage.stage]["items_cached"]
         stage.finished_at = None
     items = sum(counted.values(), Counter())
     job.items_succeeded -= items["succeeded"]
@@ -129,7 +129,7 @@ def _reset(session: Session, job: Job, shards: Sequence[_Ended]) -> None:
         .where(Shard.id == any_(literal([s.id for s in shards], ARRAY(BigInteger))))
         .values(
             state=ShardState.READY, ready_at=func.clock_timestamp(), run_after=func.clock_timestamp(),
-            attempts=0, isolated=False, strikes={}, probe=null(), worker=null(), started_at=null(),
+            attempts=0, early_deaths=0, isolated=False, strikes={}, probe=null(), worker=null(), started_at=null(),
             finished_at=null(), result_key=null(), result_sha256=null(), result_bytes=null(), result={},
             error_code=null(), error_message=null(),
         )

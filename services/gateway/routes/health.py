@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import anyio
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis import Redis
 from sqlalchemy import text
@@ -70,7 +70,7 @@ async def readyz(services: ServicesDep) -> Response:
 @router.get(
     "/metrics",
     summary="Prometheus metrics",
-    response_class=PlainTextResponse,
+    response_class=Response,
     responses={
         200: {
             "description": "Requests, queues and jobs, in the Prometheus text format",

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import delete
 
 from services.gateway.app import create_app
 from services.gateway.deps import Services
@@ -22,6 +23,7 @@ from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.jobs import engine
 from shared.jobs.keys import create_key
+from shared.jobs.models import Job
 from shared.jobs.records import Finished, ItemFailure, Lease, StoredObject
 from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
@@ -89,6 +91,13 @@ def client_of(url: str, sessions: Sessions) -> Iterator[Callable[..., httpx.Clie
 def stranger(client_of: Callable[..., httpx.Client]) -> httpx.Client:
     """Calls as another tenant."""
     return client_of("stranger")
+
+
+@pytest.fixture
+def no_other_jobs(sessions: Sessions) -> None:
+    """Whatever earlier tests left is gone."""
+    with sessions.begin() as session:
+        session.execute(delete(Job))
 
 
 @pytest.fixture(scope="module")

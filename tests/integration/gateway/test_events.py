@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -12,6 +13,8 @@ from shared.queues import Queue
 from tests.integration.gateway.conftest import Pools
 
 MakeRequest = Callable[..., dict[str, Any]]
+
+pytestmark = pytest.mark.usefixtures("no_other_jobs")
 
 
 def follow(client: httpx.Client, id: str, after: str | None = None) -> Iterator[ServerSentEvent]:
@@ -42,7 +45,7 @@ def test_a_stream_tells_everything_and_ends_with_the_job(
     assert [int(event.id) for event in kept] == sorted({int(event.id) for event in kept})
     assert all(json.loads(event.data)["type"] == event.event for event in seen)
     progress = [event.json()["data"] for event in seen if event.event == "progress"]
-    assert all(earlier != later for earlier, later in zip(progress, progress[1:], strict=False))
+    assert all(earlier != later for earlier, later in pairwise(progress))
     assert progress[0]["status"] == "running"
     assert progress[0]["stages"]["text"] | {"items_done": 0, "shards_done": 0} == progress[0]["stages"]["text"]
 

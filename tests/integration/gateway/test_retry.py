@@ -5,6 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sqlalchemy import select
 
 from shared.db import Sessions
@@ -15,6 +18,8 @@ from shared.queues import Queue, Stage
 from tests.integration.gateway.conftest import Pools
 
 MakeRequest = Callable[..., dict[str, Any]]
+
+pytestmark = pytest.mark.usefixtures("no_other_jobs")
 
 
 def check_counters(sessions: Sessions, job_id: str) -> dict[tuple[str, int], Shard]:
@@ -177,3 +182,40 @@ def test_what_cannot_be_retried_is_said(
         client.post(f"/v1/jobs/{id}{end}")
     answer = client.post(f"/v1/jobs/{id}/retry")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, code)
+
+
+@given(
+    faulty=st.sets(st.integers(0, 11)),
+    broken=st.lists(st.sampled_from([Queue.TEXT, Queue.FUSION]), max_size=2),
+    finally_faulty=st.sets(st.integers(0, 11), max_size=3),
+)
+@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_failed_the_counters_equal_the_rows(
+    client: httpx.Client,
+    pools: Pools,
+    sessions: Sessions,
+    faulty: set[int],
+    broken: list[Queue],
+    finally_faulty: set[int],
+) -> None:
+    items = [{"id": f"item-{i}", "text": f"text {i}"} for i in range(12)]
+    encoders = {"text": "all-minilm-l6-v2", "image": None, "audio": None}
+    id = client.post("/v1/jobs", json={"items": items, "encoders": encoders, "shard_size": 3}).json()["id"]
+    pools.faulty = set(faulty)
+    for queue in broken:
+        if queue is Queue.FUSION:
+            pools.run(Queue.TEXT)
+        pools.fail(queue)
+    pools.run()
+    pools.faulty = set(finally_faulty)
+    check_counters(sessions, id)
+    retried = client.post(f"/v1/jobs/{id}/retry")
+    assert retried.status_code == (200 if faulty or broken else 409)
+    check_counters(sessions, id)
+    pools.run()
+    check_counters(sessions, id)
+    untouched = {i for i in finally_faulty if not (broken or i // 3 in {j // 3 for j in faulty})}
+    _, counts = items_of(client, id)
+    assert counts["failed"] == len(finally_faulty - untouched)
+    assert counts["succeeded"] + counts["failed"] == 12
+    pools.faulty = set()

@@ -1,4 +1,4 @@
-"""`trivium demo`: the sample dataset through the whole platform, and what a person would want to see of the result."""
+"""The steps of the demo, from an empty folder to a verdict."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from shared.queues import Modality, Stage
 from shared.schemas import Job, JobStatus
 
 if TYPE_CHECKING:
-    from services.client.explore import FeatureSpace, Look
+    from services.client.demo.explore import FeatureSpace, Look
 
 SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
 #: The picture says most about an emoji's group and the voice least. Chosen on the validation split, not the test split.
@@ -87,7 +87,7 @@ def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bo
     folder = Path(tempfile.mkdtemp(prefix="trivium-demo-")) if data_dir is None else data_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way to end it stops the stack
-    threading.Thread(target=import_module, args=("services.client.picture",), daemon=True).start()
+    threading.Thread(target=import_module, args=("services.client.demo.picture",), daemon=True).start()
     sample = Sample.read()
     with _running_stack(folder, console, times) as url:
         job, features = _run_job(url, sample, output_dir, console, times)
@@ -137,21 +137,21 @@ def _run_job(url: str, sample: Sample, output_dir: Path, console: Console, times
 def _look(job: Job, features: Path, console: Console, times: Times) -> tuple["FeatureSpace", "Look"]:
     """Reads the features and prints what they are and how good."""
     with times.of("look"):
-        from services.client import report
-        from services.client.explore import look_at, read_features
+        from services.client.demo import report
+        from services.client.demo.explore import look_at, read_features
 
         space = read_features(features)
         look = look_at(space)
         console.print(report.features_table(job, space))
         console.print(report.neighbours_table(space))
-        console.print(report.scores_table(look, WEIGHTS))
+        console.print(report.scores_table(look), report.scores_note(WEIGHTS), sep="")
         console.print(f"The features: [bold]{features}[/]")
     return space, look
 
 
 def _draw(space: "FeatureSpace", sample: Sample, path: Path, console: Console, times: Times) -> None:
     with times.of("picture"):
-        from services.client.picture import draw
+        from services.client.demo.picture import draw
 
         draw(space, sample.pictures, path, "Emoji by their fused text, image and audio features")
     console.print(f"A picture of them: [bold]{path}[/]\n")

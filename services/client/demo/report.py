@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from services.client.explore import FUSED, NEIGHBOURS, FeatureSpace, Look, neighbours
+from services.client.demo.explore import FUSED, NEIGHBOURS, FeatureSpace, Look, neighbours
 from services.client.rendering import elapsed, rate
 from shared.queues import Modality, Stage
 from shared.schemas import Job
@@ -34,21 +34,21 @@ def features_table(job: Job, space: FeatureSpace) -> Table:
 
 def neighbours_table(space: FeatureSpace) -> Table:
     """For the first complete item of each of a few labels, the nearest others (cosine), by each column of vectors."""
-    table = Table(box=box.SIMPLE_HEAD, title="Nearest neighbours", title_justify="left", title_style="bold")
-    table.add_column("by")
+    table = _table("Nearest neighbours (cosine; green: of the same label)")
+    table.expand = True
+    table.add_column("by", width=6)
     for place in range(_SHOWN_NEIGHBOURS):
-        table.add_column(str(place + 1), overflow="ellipsis", no_wrap=True)
+        table.add_column(f"{place + 1}", ratio=1, no_wrap=True, overflow="ellipsis")
     for item in _first_of_labels(space):
-        table.add_row(Text(_name(space, item), "bold"), Text(str(space.labels[item]), "dim"), end_section=False)
+        table.add_row("", Text(_name(space, item), "bold"), Text(str(space.labels[item]), "dim"))
         for column in (FUSED, *(m.value for m in Modality)):
             nearest = neighbours(space, column, item, _SHOWN_NEIGHBOURS)
-            table.add_row(f"  {column}", *(_neighbour(space, item, other, cosine) for other, cosine in nearest))
+            table.add_row(column, *(_neighbour(space, item, other, cosine) for other, cosine in nearest))
         table.add_section()
-    table.caption, table.caption_justify = "green: of the same label", "left"
     return table
 
 
-def scores_table(look: Look, weights: Mapping[Modality, float]) -> Table:
+def scores_table(look: Look) -> Table:
     """How often the label of a test item is told right, by each column of vectors."""
     table = _table("Labels told from vectors", "vectors", "test items", f"{NEIGHBOURS} nearest", "linear")
     for column, score in look.scores.items():
@@ -56,10 +56,13 @@ def scores_table(look: Look, weights: Mapping[Modality, float]) -> Table:
         row = (column, f"{score.tested:,}", f"{score.neighbours:.1%}", f"{score.linear:.1%}")
         table.add_row(*row, style=style)
     table.add_row("(guessing)", "", f"{look.majority:.1%}", f"{look.majority:.1%}", style="dim")
-    given = ", ".join(f"{modality.value} {weight:g}" for modality, weight in weights.items())
-    table.caption = f"Each modality on the test items that have it; fused, on all. Weights: {given}."
-    table.caption_justify = "left"
     return table
+
+
+def scores_note(weights: Mapping[Modality, float]) -> str:
+    """What has to be known to read the scores."""
+    given = ", ".join(f"{modality.value} {weight:g}" for modality, weight in weights.items())
+    return f"[dim]Each modality on the test items that have it, fused on all. Weights in the fusion: {given}.[/]\n"
 
 
 def _first_of_labels(space: FeatureSpace) -> list[int]:
@@ -72,7 +75,7 @@ def _first_of_labels(space: FeatureSpace) -> list[int]:
 
 def _neighbour(space: FeatureSpace, item: int, other: int, cosine: float) -> Text:
     alike = space.labels[item] == space.labels[other]
-    return Text.assemble((_name(space, other), "green" if alike else ""), (f" {cosine:.2f}", "dim"))
+    return Text.assemble((f"{cosine:.2f} ", "dim"), (_name(space, other), "green" if alike else ""))
 
 
 def _name(space: FeatureSpace, item: int) -> str:

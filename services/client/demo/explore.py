@@ -1,7 +1,4 @@
-"""A look into a feature set with labels and splits: neighbours, how well labels can be told, and a picture of it.
-
-Needs what the extra `local` brings: pyarrow, numpy, scikit-learn, matplotlib, Pillow.
-"""
+"""A look into a feature set with labels and splits: who is near whom, and how well labels can be told."""
 
 import json
 from collections import Counter
