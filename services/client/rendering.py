@@ -20,7 +20,6 @@ from shared.schemas import (
     JobStatus,
     Key,
     ModelEntry,
-    NewKey,
     StageProgress,
     WorkerEntry,
 )
@@ -40,7 +39,7 @@ _WIDE = 240
 
 def output() -> Console:
     """Where results go."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def messages() -> Console:
@@ -235,8 +234,3 @@ def _compact(value: Any) -> str:
 
 def _shard(shard: dict[str, Any]) -> str:
     return f"{shard.get('job_id', '?')} {shard.get('stage', '')} {shard.get('index', '')}".strip()
-
-
-def new_key_message(key: NewKey) -> str:
-    """What is said of a key that was just made."""
-    return f"{key.id} of tenant {key.tenant} ({key.scope}). This is the only time the key is shown; keep it safe:"

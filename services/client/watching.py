@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from services.client.client import Client
 from services.client.rendering import item_counts, rate, span, status_text, took
@@ -60,7 +61,7 @@ class JobProgress:
             "shard.failed": f"{place} failed ({event.data.get('code')})",
         }.get(event.type)
         if text is not None:
-            self._progress.console.print(f"[yellow]•[/] {text}")
+            self._progress.console.print(Text.assemble(("• ", "yellow"), text))
 
     def _show_stage(self, stage: Stage, progress: StageProgress) -> None:
         ended = progress.finished_at is not None
@@ -99,7 +100,7 @@ def summary(job: Job, console: Console) -> None:
     """Says how a job ended and what can be done next."""
     console.print(status_text(job.status), f"in {took(job) or '0 s'}; items {item_counts(job)}")
     if job.error is not None:
-        console.print(f"[red]{job.error.message}[/] ({job.error.code})")
+        console.print(Text.assemble((job.error.message, "red"), f" ({job.error.code})"))
     if job.items.partial or job.items.failed:
         console.print(f"What could not be used: [bold]trivium errors {job.id}[/]")
 

@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, start_http_server
 class Metrics:
     """The counters of one dispatcher process."""
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry or CollectorRegistry()
         what = "Shards rescued, jobs published, orphans deleted and so on"
         self._swept = Counter("trivium_swept", what, ["step"], registry=self._registry)
         self._failed = Counter("trivium_sweep_failures", "Steps that failed", ["step"], registry=self._registry)

@@ -1,5 +1,6 @@
 """Entry point: `python -m services.gateway`."""
 
+import ipaddress
 import sys
 
 import uvicorn
@@ -7,7 +8,7 @@ import uvicorn
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared.observability import configure_logging
-from shared.settings import SettingsError, load_settings
+from shared.settings import Settings, SettingsError, load_settings
 
 #: After SIGTERM, requests under way get this long; streams of events are ended at once.
 GRACE_SECONDS = 15
@@ -16,10 +17,18 @@ GRACE_SECONDS = 15
 KEEP_ALIVE_SECONDS = 75
 
 
+def check_reach(settings: Settings) -> None:
+    """Raises SettingsError if strangers could get in without a key: development mode is for this machine alone."""
+    host = settings.gateway_host
+    if settings.mode == "development" and host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        raise SettingsError(f"TRIVIUM_GATEWAY_HOST: development mode needs no keys, so it cannot be served on {host}.")
+
+
 def main() -> None:
     """Serves until SIGTERM."""
     try:
         settings = load_settings()
+        check_reach(settings)
     except SettingsError as error:
         sys.exit(error.message)
     configure_logging("gateway", settings.log_level)

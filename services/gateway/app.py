@@ -34,6 +34,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.services = services

@@ -23,6 +23,9 @@ log = get_logger(__name__)
 #: Codes of the errors that the framework itself raises.
 _CODES = {400: "invalid_json", 404: "unknown_route", 405: "method_not_allowed", 413: "too_large"}
 
+#: Not in the standard, but what nginx and those who read logs know it by.
+_CLIENT_CLOSED = 499
+
 #: More wrong fields than this are not named one by one.
 _NAMED_FIELDS = 3
 
@@ -112,7 +115,8 @@ async def _on_database(_: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(_: Request, error: Exception) -> Response:  # noqa: ARG001
-    return error_response(InvalidRequestError("The connection was closed before the body ended.", code="disconnected"))
+    broken = InvalidRequestError("The connection was closed before the body ended.", code="disconnected")
+    return error_response(broken, status=_CLIENT_CLOSED)  # for the log alone: nobody is there to read it
 
 
 def _unavailable(retry_after: int | None) -> JSONResponse:

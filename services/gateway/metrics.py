@@ -22,6 +22,8 @@ log = get_logger(__name__)
 
 _WAITING = (ShardState.READY, ShardState.BLOCKED, ShardState.LEASED)
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 #: Tables are read at most this often, however often the metrics are asked for: they need no key.
 _FRESH_SECONDS = 2.0
 
@@ -41,6 +43,7 @@ class Metrics:
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Counts one request."""
+        method = method if method in _METHODS else "other"  # callers may send any word, and each would be a series
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 

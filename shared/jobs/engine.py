@@ -260,11 +260,14 @@ def reclaim_expired(session: Session, *, max_attempts: int = 4, limit: int = 100
     found = session.execute(select(Shard.id, Shard.job_id).where(expired).order_by(Shard.job_id, Shard.id).limit(limit))
     count = 0
     for id, job_id in found.all():
-        job = lock_job(session, job_id)
+        # A job that is being planned or ended may be locked for seconds; the others must not wait for it.
+        job = lock_job(session, job_id, skip_locked=True)
+        if job is None:
+            continue
         shard = session.scalar(
             select(Shard).where(Shard.id == id, expired).with_for_update().execution_options(populate_existing=True)
         )
-        if job is not None and shard is not None:
+        if shard is not None:
             _after_death(session, job, shard, max_attempts)
             count += 1
     return count

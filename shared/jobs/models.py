@@ -85,6 +85,10 @@ class Job(Base):
         Index("jobs_of_tenant", "tenant", "id"),
         Index("jobs_metadata", "metadata", postgresql_using="gin"),
         Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index(
+            "jobs_unpublished", "finished_at", postgresql_where=text("status = 'succeeded' AND published_at IS NULL")
+        ),
+        Index("jobs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)

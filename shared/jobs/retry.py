@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, any_, func, literal, null, select, update
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from shared.errors import ConflictError
@@ -117,36 +117,28 @@ def _reset(session: Session, job: Job, shards: Sequence[_Ended]) -> None:
     for shard in shards:
         if not waiting[shard.id]:
             ready[shard.queue].append(shard)
-    vtimes = {
-        shard.id: vtime
-        for queue in sorted(ready)
-        for shard, vtime in zip(
-            ready[queue], fair_tags(session, queue, job.tenant, [s.cost for s in ready[queue]]), strict=True
-        )
-    }
+    vtimes: dict[int, float] = {}
+    for queue in sorted(ready):
+        tags = fair_tags(session, queue, job.tenant, [shard.cost for shard in ready[queue]])
+        vtimes.update(zip((shard.id for shard in ready[queue]), tags, strict=True))
+    ids = [shard.id for shard in shards]
     session.execute(
-        update(Shard)
-        .where(Shard.id == any_(literal([s.id for s in shards], ARRAY(BigInteger))))
-        .values(
-            state=ShardState.READY, ready_at=func.clock_timestamp(), run_after=func.clock_timestamp(),
-            attempts=0, early_deaths=0, isolated=False, strikes={}, probe=null(), worker=null(), started_at=null(),
-            finished_at=null(), result_key=null(), result_sha256=null(), result_bytes=null(), result={},
-            error_code=null(), error_message=null(),
-        )
-        .execution_options(synchronize_session=False)
-    )  # fmt: skip
-    session.execute(
-        update(Shard),
-        [
-            {
-                "id": s.id,
-                "state": ShardState.BLOCKED if waiting[s.id] else ShardState.READY,
-                "waiting_on": waiting[s.id],
-                "vtime": vtimes.get(s.id, 0.0),
-            }
-            for s in shards
-        ],
+        _RESET,
+        {"ids": ids, "waiting": [waiting[id] for id in ids], "vtimes": [vtimes.get(id, 0.0) for id in ids]},
     )
+
+
+_RESET = text("""
+    UPDATE shards SET
+        state = CASE WHEN new.waiting_on > 0 THEN 'blocked' ELSE 'ready' END,
+        waiting_on = new.waiting_on, vtime = new.vtime, ready_at = clock_timestamp(), run_after = clock_timestamp(),
+        attempts = 0, early_deaths = 0, isolated = false, strikes = '{}', probe = NULL, worker = NULL,
+        started_at = NULL, finished_at = NULL, error_code = NULL, error_message = NULL,
+        result = '{}', result_key = NULL, result_sha256 = NULL, result_bytes = NULL
+    FROM unnest(cast(:ids AS bigint[]), cast(:waiting AS integer[]), cast(:vtimes AS double precision[]))
+         AS new (id, waiting_on, vtime)
+    WHERE shards.id = new.id
+""")
 
 
 def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:

@@ -18,10 +18,16 @@ from shared.schemas import JobStatus
 _EXTRACTION = frozenset(m.value for m in Modality)
 
 
-def lock_job(session: Session, job_id: str) -> Job | None:
-    """The job's row, locked until the transaction ends: whoever changes a job or its counters takes this first."""
+def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
+    """The job's row, locked until the transaction ends: whoever changes a job or its counters takes this first.
+
+    None if there is none, or, with `skip_locked`, if somebody else has it.
+    """
     return session.scalar(
-        select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
+        select(Job)
+        .where(Job.id == job_id)
+        .with_for_update(skip_locked=skip_locked)
+        .execution_options(populate_existing=True)
     )
 
 
@@ -64,6 +70,7 @@ def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> Non
     elif state == ShardState.FAILED and shard.stage == Stage.FUSION:
         shard.result = {"failed": shard.items}
         job.items_failed += shard.items
+        shard.result = {"failed": shard.items}  # what it counted, for `retry` to take back
         message = f"The {shard.items} items of slice {shard.index} could not be fused: {shard.error_message}"
         lost = ItemFailure(
             shard.index * job.schema["shard_size"], f"slice-{shard.index}", None, "shard_failed", message

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,6 +194,31 @@ def test_media_inside_a_manifest_file(context: WorkerContext, pack: Any) -> None
     else:
         pictures = list(MEDIA.values())
     assert [media_bytes(context.store, item.image) for item in items] == pictures
+
+
+def large_zip() -> bytes:
+    """Three members of 8 MiB, stored: more than one part of an upload."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for i in range(3):
+            archive.writestr(f"{i}.png", bytes([i]) * 8 * 1024**2)
+    return buffer.getvalue()
+
+
+def test_a_large_zip_is_repacked_in_parts(context: WorkerContext) -> None:
+    _, items = plan(context, {"file_id": upload(context, large_zip())})
+    assert [media_bytes(context.store, item.image) for item in items] == [bytes([i]) * 8 * 1024**2 for i in range(3)]
+
+
+def test_a_zip_that_breaks_late_leaves_nothing_behind(context: WorkerContext) -> None:
+    damaged = bytearray(large_zip())
+    damaged[20 * 1024**2] ^= 0xFF
+    id, threads = submit(context, {"file_id": upload(context, bytes(damaged))}), threading.active_count()
+    with pytest.raises(JobError) as caught:
+        make_plan(context, claim(context))
+    assert caught.value.error_code == "corrupt_archive"
+    assert list(context.store.list(keys.job_prefix(id))) == []
+    assert threading.active_count() == threads
 
 
 def test_a_prefix_of_the_platforms_bucket(context: WorkerContext) -> None:

@@ -232,8 +232,8 @@ class TestSubmitting:
 
     def test_options(self, run: Run, manifest: Path, gateway: Gateway) -> None:
         options = (
-            "--text word2vec --image none --stop-words en --stop-words zh --lowercase --weight text=2 --weight audio=.5 "
-            "--shard-size 64 --priority 3 --metadata project=emoji --json"
+            "--text word2vec --image none --stop-words en --stop-words zh --lowercase --weight text=2 "
+            "--weight audio=.5 --shard-size 64 --priority 3 --metadata project=emoji --json"
         )
         result = run("submit", str(manifest), *options.split())
         assert json.loads(result.stdout)["id"] == JOB_ID
@@ -261,12 +261,12 @@ class TestSubmitting:
         assert f"trivium errors {JOB_ID}" in result.stderr
 
     def test_a_failed_job_is_not_downloaded(self, run: Run, manifest: Path, gateway: Gateway, tmp_path: Path) -> None:
-        failed = job("failed", error={"code": "every_item_failed", "message": "No item could be used."})
+        failed = job("failed", error={"code": "every_item_failed", "message": "No item could be [used]."})
         gateway.answers[f"GET /v1/jobs/{JOB_ID}/events"] = events(("job.failed", {}))
         gateway.answers[f"GET /v1/jobs/{JOB_ID}"] = httpx.Response(200, json=failed)
         result = run("submit", str(manifest), "-o", str(tmp_path / "features.parquet"))
         assert result.exit_code == 1
-        assert "No item could be used. (every_item_failed)" in result.stderr
+        assert "No item could be [used]. (every_item_failed)" in result.stderr
         assert not (tmp_path / "features.parquet").exists()
 
     def test_what_is_not_there(self, run: Run, gateway: Gateway) -> None:

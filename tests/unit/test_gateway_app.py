@@ -1,6 +1,7 @@
 """What the gateway says about itself, and the shape of its errors: no server is needed for these."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ from openapi_spec_validator import validate
 from pydantic import SecretStr, TypeAdapter
 
 from services.gateway import examples
+from services.gateway.__main__ import check_reach
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared import schemas
 from shared.schemas import ErrorResponse, FeaturesRequest, Page
-from shared.settings import Settings
+from shared.settings import Settings, SettingsError
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,13 @@ def test_health_needs_no_server(client: TestClient) -> None:
 
 def test_docs_are_served(client: TestClient) -> None:
     assert "swagger" in client.get("/docs").text.lower()
+
+
+@pytest.mark.parametrize(("mode", "host", "allowed"), [
+    ("development", "127.0.0.1", True), ("development", "::1", True), ("development", "localhost", True),
+    ("development", "0.0.0.0", False), ("development", "10.0.0.1", False), ("production", "0.0.0.0", True),
+])  # fmt: skip
+def test_development_mode_stays_on_this_machine(mode: str, host: str, allowed: bool) -> None:
+    settings = Settings.model_construct(mode=mode, gateway_host=host)
+    with nullcontext() if allowed else pytest.raises(SettingsError, match="development mode"):
+        check_reach(settings)

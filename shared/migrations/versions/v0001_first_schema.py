@@ -83,6 +83,16 @@ def upgrade() -> None:
     op.create_index(
         "jobs_ended", "jobs", ["finished_at"], unique=False, postgresql_where=sa.text("finished_at IS NOT NULL")
     )
+    op.create_index(
+        "jobs_deleted", "jobs", ["deleted_at"], unique=False, postgresql_where=sa.text("deleted_at IS NOT NULL")
+    )
+    op.create_index(
+        "jobs_unpublished",
+        "jobs",
+        ["finished_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'succeeded' AND published_at IS NULL"),
+    )
     op.create_index("jobs_metadata", "jobs", ["metadata"], unique=False, postgresql_using="gin")
     op.create_index("jobs_of_tenant", "jobs", ["tenant", "id"], unique=False)
     op.create_table(
@@ -302,6 +312,12 @@ def downgrade() -> None:
     op.drop_table("queue_clocks")
     op.drop_index("jobs_of_tenant", table_name="jobs")
     op.drop_index("jobs_metadata", table_name="jobs", postgresql_using="gin")
+    op.drop_index(
+        "jobs_unpublished",
+        table_name="jobs",
+        postgresql_where=sa.text("status = 'succeeded' AND published_at IS NULL"),
+    )
+    op.drop_index("jobs_deleted", table_name="jobs", postgresql_where=sa.text("deleted_at IS NOT NULL"))
     op.drop_index("jobs_ended", table_name="jobs", postgresql_where=sa.text("finished_at IS NOT NULL"))
     op.drop_table("jobs")
     op.drop_index("cache_segments_lru", table_name="cache_segments")

@@ -1,0 +1,174 @@
+"""What the demo says about a feature set, on small ones whose answers are known."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from services.client.demo import report
+from services.client.demo.explore import FeatureSpace, look_at, neighbours, read_features
+from services.client.demo.picture import draw
+from services.client.demo.run import SAMPLE, Sample, find_problems
+from services.fusion.parquet import feature_schema, write_part
+from shared.queues import Modality
+from shared.schemas import Job, MediaLocation, PlannedItem
+
+LABELS = ["Food & Drink", "Flags", "Symbols"]
+COUNT = 90
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 items of three labels: texts tell them apart, sounds do not, pictures do where they are (two in three)."""
+    rng = np.random.default_rng(0)
+    which = np.arange(COUNT) % 3
+    centres = np.eye(3, 8, dtype=np.float32)
+    vectors = {
+        "text": (centres[which] * 5 + rng.normal(0, 0.1, (COUNT, 8))).astype(np.float32),
+        "image": (centres[which] + rng.normal(0, 0.1, (COUNT, 8))).astype(np.float32),
+        "audio": rng.normal(0, 1, (COUNT, 4)).astype(np.float32),
+    }
+    vectors["fused"] = np.concatenate(list(vectors.values()), axis=1)
+    all_of_them = np.ones(COUNT, np.bool_)
+    present = {
+        "text": all_of_them,
+        "image": (np.arange(COUNT) // 3) % 3 > 0,
+        "audio": all_of_them,
+        "fused": all_of_them,
+    }
+    items = [
+        PlannedItem(
+            index=i,
+            id=f"emoji-{i}",
+            text="a",
+            image=MediaLocation(ref=f"images/{i}.png") if present["image"][i] else None,
+            audio=MediaLocation(ref=f"audio/{i}.ogg"),
+            label=[LABELS[which[i]]],
+            split="train" if i < 60 else "test",
+            metadata={"name": f"name {i}", "codepoints": "U+1F355 U+FE0F"},
+        )
+        for i in range(COUNT)
+    ]
+    path = tmp_path_factory.mktemp("features") / "features.parquet"
+    schema = feature_schema({name: rows.shape[1] for name, rows in vectors.items()}, {})
+    path.write_bytes(write_part(schema, items, vectors, present))
+    return path
+
+
+@pytest.fixture(scope="module")
+def space(features: Path) -> FeatureSpace:
+    return read_features(features)
+
+
+@pytest.fixture
+def sample(space: FeatureSpace) -> Sample:
+    items = [
+        {"id": id, "text": "a", "audio": "b"} | ({"image": "c"} if has_image else {})
+        for id, has_image in zip(space.ids, space.present["image"], strict=True)
+    ]
+    return Sample(items, {})
+
+
+def job(succeeded: int = COUNT) -> Job:
+    progress = {"shards_total": 1, "shards_done": 1, "shards_failed": 0, "items_cached": 0}
+    stage = {**progress, "items_total": 90, "items_done": 90, "started_at": 10.0, "finished_at": 12.0}
+    fields: dict[str, Any] = {
+        "items": {"total": COUNT, "succeeded": succeeded, "partial": COUNT - succeeded, "failed": 0},
+        "stages": dict.fromkeys(["text", "image", "audio", "fusion"], stage),
+        "request": {"encoders": dict.fromkeys(Modality, "hashing"), "fusion": {"method": "concat"}},
+    }
+    return Job(id="job-1", type="features", status="succeeded", created_at=1, metadata={}, **fields)
+
+
+def test_vectors_are_read_with_their_gaps(space: FeatureSpace) -> None:
+    assert {name: rows.shape for name, rows in space.vectors.items()} == {
+        "text": (90, 8), "image": (90, 8), "audio": (90, 4), "fused": (90, 20),
+    }  # fmt: skip
+    assert int(space.present["image"].sum()) == 60
+    assert not space.vectors["image"][~space.present["image"]].any()
+    assert np.linalg.norm(space.vectors["text"], axis=1) == pytest.approx(np.ones(COUNT), abs=1e-6)
+    assert space.labels[1] == "Flags"
+
+
+def test_neighbours_are_the_nearest_others(space: FeatureSpace) -> None:
+    nearest = neighbours(space, "image", 4, 5)
+    rows = space.vectors["image"].astype(np.float64)
+    cosines = {i: float(rows[i] @ rows[4]) for i in range(COUNT) if i != 4 and space.present["image"][i]}
+    expected = sorted(cosines, key=lambda i: -cosines[i])[:5]
+    assert [index for index, _ in nearest] == expected
+    assert [cosine for _, cosine in nearest] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
+
+
+def test_scores_are_of_the_test_items_that_have_the_modality(space: FeatureSpace) -> None:
+    look = look_at(space)
+    assert (look.scores["text"].neighbours, look.scores["text"].linear) == (1.0, 1.0)
+    assert look.scores["image"].tested == int(space.present["image"][60:].sum()) == 21
+    assert look.scores["audio"].neighbours < 0.7
+    assert look.fused.tested == 30
+    assert look.majority == pytest.approx(1 / 3)
+
+
+def test_the_picture(space: FeatureSpace, tmp_path: Path) -> None:
+    red = io.BytesIO()
+    Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(red, "PNG")
+    draw(space, {}, tmp_path / "dots.png", "Dots")
+    draw(space, {"emoji-5": red.getvalue()}, tmp_path / "badge.png", "One badge")
+    dots, badge = (np.asarray(Image.open(tmp_path / name)) for name in ("dots.png", "badge.png"))
+    assert dots.shape == badge.shape
+    pure_red = (badge == (255, 0, 0)).all(axis=2).sum() - (dots == (255, 0, 0)).all(axis=2).sum()
+    assert 300 < pure_red < 1000, "the picture of one item, inside its ring"
+
+
+def test_the_tables(space: FeatureSpace) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    look = look_at(space)
+    for part in (report.features_table(job(), space), report.neighbours_table(space), report.scores_table(look)):
+        console.print(part)
+    text = console.export_text()
+    assert "45" in text, "90 items in 2 s"
+    assert "🍕\ufe0f name" in text
+    assert "100.0%" in text
+    assert text.count("fused") == 2 + 3, "in two tables, and once for each label"
+
+
+class TestProblems:
+    def test_none(self, space: FeatureSpace, sample: Sample) -> None:
+        assert find_problems(job(), sample, space, look_at(space)) == []
+
+    def test_items_that_did_not_succeed(self, space: FeatureSpace, sample: Sample) -> None:
+        assert find_problems(job(88), sample, space, look_at(space)) == ["2 of 90 items did not succeed"]
+
+    def test_items_that_are_missing(self, space: FeatureSpace, sample: Sample) -> None:
+        short = replace(space, ids=space.ids[:-1])
+        assert "the features are of 89 items, not of the 90 submitted" in find_problems(
+            job(), sample, short, look_at(space)
+        )
+
+    def test_vectors_that_are_missing(self, space: FeatureSpace, sample: Sample) -> None:
+        sample.items[0]["image"] = "x"
+        assert find_problems(job(), sample, space, look_at(space)) == ["61 items have image, but 60 have its vector"]
+
+    def test_vectors_that_are_not_numbers(self, space: FeatureSpace, sample: Sample) -> None:
+        broken = space.vectors["text"].copy()
+        broken[3, 0] = np.nan
+        spoilt = replace(space, vectors={**space.vectors, "text": broken})
+        assert find_problems(job(), sample, spoilt, look_at(space)) == ["some vectors are not finite"]
+
+    def test_vectors_that_say_nothing(self, space: FeatureSpace, sample: Sample) -> None:
+        noise = np.random.default_rng(1).normal(size=(COUNT, 4)).astype(np.float32)
+        useless = replace(space, vectors={**space.vectors, "fused": noise[:, :1] * 0})
+        [problem] = find_problems(job(), sample, useless, look_at(useless))
+        assert "no better than guessing" in problem
+
+
+def test_the_sample_is_what_the_demo_expects() -> None:
+    sample = Sample.read()
+    assert len(sample.items) >= 1200
+    assert SAMPLE.stat().st_size < 8 * 1024**2
+    assert len(sample.pictures) == sample.count(Modality.IMAGE)
+    assert all(item["metadata"].keys() >= {"name", "codepoints"} for item in sample.items)
