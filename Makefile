@@ -45,6 +45,22 @@ demo: $(VENV)/.local ## Run the main job on the sample dataset, on the embedded 
 start: $(VENV)/.local ## Run the embedded stack in the foreground
 	$(BIN)/trivium up
 
+# --- containers -----------------------------------------------------------------------------------------------------
+
+.PHONY: up
+up: ## Run the platform in containers; ARGS='--scale image=3' for more of a pool
+	@$(PYTHON) deploy/docker/write_env.py
+	docker compose up --build --detach --wait $(ARGS)
+	@echo "The gateway answers at http://$$(docker compose port gateway 8000); /docs shows what it can do."
+
+.PHONY: down
+down: ## Stop the containers; ARGS=--volumes deletes the data, too
+	docker compose down $(ARGS)
+
+.PHONY: compose-check
+compose-check: $(VENV)/.local ## Run the sample job in containers with a worker killed midway; ARGS=--if-available for CI
+	@$(BIN)/python -m deploy.docker.compose_check $(ARGS)
+
 # --- check ----------------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -18,6 +18,7 @@ def make_engine(url: str, *, pool_size: int = 5, application: str = "trivium") -
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
+        hide_parameters=True,  # statements' values are users' data and have no place in logs
         pool_timeout=10,
         connect_args={
             "application_name": application,

@@ -25,7 +25,7 @@ from deploy.docker.write_env import fill_in, write_private
 from services.client.client import Client
 from services.client.errors import ClientError
 from shared.queues import Modality, Stage
-from shared.schemas import Job, JobStatus
+from shared.schemas import Job, JobStatus, WorkerEntry
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE = _ROOT / "deploy" / "sample" / "emoji.tar"
@@ -77,11 +77,19 @@ class Compose:
         output = self.run("exec", "-T", "postgres", "psql", "-U", "trivium", "-tA", "-F", "\t", "-c", query)
         return [line.split("\t") for line in output.splitlines() if line]
 
-    def image_sizes(self) -> dict[str, int]:
-        """Bytes of each image that this project builds."""
+    def built(self) -> dict[str, str]:
+        """The services that are built here, and their images."""
         services = json.loads(self.run("config", "--format", "json"))["services"]
-        images = sorted(service["image"] for service in services.values() if "build" in service)
-        return {image: int(_run(["docker", "image", "inspect", "-f", "{{.Size}}", image])) for image in images}
+        return {name: service["image"] for name, service in sorted(services.items()) if "build" in service}
+
+    def image_sizes(self) -> dict[str, int]:
+        """Bytes of each image that is built here."""
+        sizes = ["docker", "image", "inspect", "--format", "{{.Size}}"]
+        return {image: int(_run([*sizes, image])) for image in self.built().values()}
+
+    def last_words(self) -> str:
+        """How the containers are, and the ends of the services' logs."""
+        return self.run("ps", "--all") + self.run("logs", "--no-color", "--tail", "8", *self.built())
 
 
 class Report:
@@ -144,7 +152,7 @@ def check() -> None:
                     features = client.jobs.results(job.id, folder / "features.parquet", format="parquet")
                     compare(job, read_manifest(), features)
         except BaseException:
-            print(compose.run("logs", "--no-color", "--tail", "15"), file=sys.stderr)
+            print(compose.last_words(), file=sys.stderr)
             raise
         finally:
             with report.step("take everything down"):
@@ -179,12 +187,11 @@ def kill_worker(compose: Compose, client: Client, job_id: str) -> Victim:
         _expect(progress.shards_done < progress.shards_total, "all image shards were done before a worker was killed")
         for worker in client.workers.list():
             if worker.pool == Stage.IMAGE and worker.current_shards:
-                # Paused first: what it holds then is what it holds when it dies.
-                _run(["docker", "pause", worker.host])
-                held = shards_of(compose, worker.id)
-                _run(["docker", *(("kill", "--signal", "KILL") if held else ("unpause",)), worker.host])
-                if held:
+                _signal(worker, "STOP")  # what it holds now is what it holds when it dies
+                if held := shards_of(compose, worker.id):
+                    _run(["docker", "kill", "--signal", "KILL", worker.host])
                     return Victim(worker.id, held, time.time())
+                _signal(worker, "CONT")
     raise CheckFailedError(f"no image worker held a shard within {_JOB_SECONDS:g} s")
 
 
@@ -234,6 +241,11 @@ def compare(job: Job, manifest: dict[str, dict[str, Any]], features: Path) -> No
     fused = table["fused"]
     _expect(fused.null_count == 0, f"{fused.null_count} items have no fused vector")
     print(f"           fused  {len(fused):5} vectors of {fused.type.list_size} numbers")
+
+
+def _signal(worker: WorkerEntry, name: str) -> None:
+    """Sends a signal to a worker's process; its host is its container's id."""
+    _run(["docker", "exec", worker.host, "sh", "-c", f"kill -{name} {worker.pid}"])
 
 
 def _why_no_engine() -> str | None:

@@ -6,7 +6,6 @@ that it runs with Redis down. SIGTERM drains: Celery stops its steps, and ours h
 
 import os
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from celery import bootsteps
@@ -19,6 +18,7 @@ from shared.observability import configure_logging, get_logger
 from shared.queues import CONSUMERS, HINT_TASK, Queue
 from shared.settings import load_settings
 from shared.storage.objects import make_store
+from shared.version import trivium_version
 from shared.worker.context import Pool, PoolFactory, WorkerContext, new_worker_id
 from shared.worker.leases import HeldLeases
 from shared.worker.loop import ShardLoop
@@ -41,14 +41,6 @@ def build_context(queue: Queue) -> WorkerContext:
         queue=queue,
         worker_id=worker_id,
     )
-
-
-def trivium_version() -> str:
-    """The installed version, for `/v1/workers`."""
-    try:
-        return version("trivium")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def run_worker(queue: Queue, make_pool: PoolFactory) -> int:

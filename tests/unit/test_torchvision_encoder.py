@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,14 +25,28 @@ make_torchvision_importable()
 from torchvision import models  # noqa: E402  # importable from here on
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def photos(count: int = 3) -> list[Image.Image]:
-    """Smooth pictures of different sizes."""
+    """Pictures of different sizes: coarse patterns with noise."""
     sizes = [(300, 200), (224, 500), (90, 70), (640, 480), (224, 224), (1000, 257)]
     chance = np.random.default_rng(0)
     return [
-        Image.fromarray(chance.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        for size in (sizes * count)[:count]
+        Image.blend(noise(size, size, chance), noise((9, 7), size, chance), 0.7) for size in (sizes * count)[:count]
     ]
+
+
+def noise(grain: tuple[int, int], size: tuple[int, int], chance: np.random.Generator) -> Image.Image:
+    """A picture of random colours, `grain` of them, stretched to `size`."""
+    pixels = chance.integers(0, 256, (grain[1], grain[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
 def vectors_of(encoder: Encoder, images: list[Image.Image]) -> Vectors:
@@ -64,16 +79,18 @@ def spec_of(arch: str, dimension: int, source: str = "", weights: str = "DEFAULT
 
 
 def seeded_model(arch: str) -> nn.Module:
-    """A model with random weights, and batch statistics that make folding them matter."""
+    """A model with random weights, whose batch normalisations are those of the test's pictures, then disturbed."""
     torch.manual_seed(0)
     builder: dict[str, Any] = {"googlenet": {"transform_input": True, "init_weights": True, "aux_logits": True}}
     model: nn.Module = models.get_model(arch, weights=None, **builder.get(arch, {}))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = torch.randn_like(module.bias) * 0.1
-            module.running_var = torch.rand_like(module.bias) + 0.5
+            module.momentum = 1.0
             nn.init.uniform_(module.weight, 0.8, 1.2)
             nn.init.uniform_(module.bias, -0.1, 0.1)
+    weights = models.get_model_weights(arch).DEFAULT
+    with torch.no_grad():
+        model.train()(torch.stack([weights.transforms()(image) for image in photos(4)]))
     return model
 
 

@@ -62,7 +62,7 @@ def demo(
     _require_local()
     from services.client.demo.run import run_demo
 
-    raise typer.Exit(run_demo(data_dir=data_dir, output_dir=output_dir, keep=keep, as_json=as_json))
+    run_demo(data_dir=data_dir, output_dir=output_dir, keep=keep, as_json=as_json)
 
 
 def _require_local() -> None:

@@ -75,33 +75,47 @@ class Times:
         return round(sum(self.steps.values()), 2)
 
 
-def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bool) -> int:
-    """Runs the demo; returns the exit status, 1 if anything is off.
+def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bool) -> None:
+    """Runs the demo. Raises ClientError (`demo_failed`) if anything is off.
 
-    The Parquet file and the picture go to `output_dir`; the stack's data to `data_dir`, or to a temporary folder that
-    is removed if all went well. With `as_json`, what is for people goes to stderr and a line of figures to stdout.
-    Raises ClientError (`demo_failed`) when there are no results to look at.
+    The Parquet file and the picture go to `output_dir`, the stack's data to `data_dir` or a temporary folder. With
+    `as_json`, what is for people goes to stderr and a line of figures to stdout.
     """
     console = Console(stderr=as_json, highlight=False)
     times = Times()
-    folder = Path(tempfile.mkdtemp(prefix="trivium-demo-")) if data_dir is None else data_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way to end it stops the stack
     threading.Thread(target=import_module, args=("services.client.demo.picture",), daemon=True).start()
     sample = Sample.read()
-    with _running_stack(folder, console, times) as url:
-        job, features = _run_job(url, sample, output_dir, console, times)
-        space, look = _look(job, features, console, times)
-        _draw(space, sample, output_dir / "feature-space.png", console, times)
-        if keep:
-            _wait(url, console)
-    problems = find_problems(job, sample, space, look)
-    _conclude(problems, folder, console, times)
-    if data_dir is None and not problems:
+    with _data_folder(data_dir) as folder:
+        with _running_stack(folder, console, times) as url:
+            job, features = _run_job(url, sample, output_dir, console, times)
+            space, look = _look(job, features, console, times)
+            _draw(space, sample, output_dir / "feature-space.png", console, times)
+            if keep:
+                _wait(url, console)
+        problems = find_problems(job, sample, space, look)
+        steps = " · ".join(f"{step} {seconds:.1f} s" for step, seconds in times.steps.items())
+        console.print(f"Stopped. {steps} · [bold]all together {times.total:.1f} s[/]")
+        if as_json:
+            print(json.dumps(_figures(job, look, times, problems)))
+        if problems:
+            raise ClientError(f"{'; '.join(problems)}. Data and logs are in {folder}.", code="demo_failed")
+
+
+@contextmanager
+def _data_folder(given: Path | None) -> Iterator[Path]:
+    """The given folder, or a temporary one, which stays only if there is an error to look into."""
+    if given is not None:
+        yield given
+        return
+    folder = Path(tempfile.mkdtemp(prefix="trivium-demo-"))
+    try:
+        yield folder
+    except KeyboardInterrupt:
         shutil.rmtree(folder)
-    if as_json:
-        print(json.dumps(_figures(job, look, times, problems)))
-    return 1 if problems else 0
+        raise
+    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -109,9 +123,10 @@ def _running_stack(folder: Path, console: Console, times: Times) -> Iterator[str
     """The URL of a platform that runs in `folder` as long as the context lasts."""
     console.print("Starting Postgres, Redis, S3, gateway, dispatcher and a worker for each of four pools …")
     stack = Stack(folder)
+    with times.of("start"):
+        stack.start()
     try:
-        with times.of("start"):
-            stack.start()
+        with times.of("gateway"):
             stack.wait_ready()
         console.print(f"The gateway answers at {stack.gateway_url}; data and logs are in {folder}.")
         yield stack.gateway_url
@@ -129,7 +144,7 @@ def _run_job(url: str, sample: Sample, output_dir: Path, console: Console, times
             job = watch(client, client.features(SAMPLE, fusion=fusion).id, console)
         summary(job, console)
         if job.status is not JobStatus.SUCCEEDED:
-            raise ClientError(f"The job {job.id} did not succeed; it is {job.status.value}.", code="demo_failed")
+            raise ClientError(f"The job {job.id} is {job.status.value}; see the logs.", code="demo_failed")
         with times.of("download"):
             return job, client.jobs.results(job.id, output_dir / "features.parquet")
 
@@ -183,15 +198,6 @@ def find_problems(job: Job, sample: Sample, space: "FeatureSpace", look: "Look")
     if look.fused.linear <= look.majority:
         problems.append("the fused vectors tell labels no better than guessing")
     return problems
-
-
-def _conclude(problems: list[str], folder: Path, console: Console, times: Times) -> None:
-    steps = " · ".join(f"{step} {seconds:.1f} s" for step, seconds in times.steps.items())
-    console.print(f"Stopped. {steps} · [bold]all together {times.total:.1f} s[/]")
-    for problem in problems:
-        console.print(f"[bold red]Off:[/] {problem}.")
-    if problems:
-        console.print(f"Data and logs are kept in {folder}.")
 
 
 def _figures(job: Job, look: "Look", times: Times, problems: list[str]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """torchvision's classification models as image encoders: the features that their last layer would classify."""
 
+import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +65,10 @@ class TorchvisionEncoder:
         dtype = choose_dtype(self._device, precision)
         state, path = _load_weights(spec, source, weights)
         model = _build(spec, options.arch, recipe.crop_size[0], state)
-        model.to(device=self._device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack this one
-        use_onednn(model)
-        self._model, self._dtype = model, dtype
+        if dtype is torch.bfloat16:
+            to_bf16(model)
+        self._model = model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # wrong hint
+        use_onednn(self._model)
         mean, std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.dimension = self._probe(recipe.crop_size[0])
@@ -92,7 +95,7 @@ class TorchvisionEncoder:
         # Seen as [n, 3, h, w], rows of RGB pixels are what torch calls channels-last.
         pixels = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2)
         normalized = torch.addcmul(self._shift, pixels.float(), self._scale)
-        features: torch.Tensor = self._model(normalized.to(self._dtype))
+        features: torch.Tensor = self._model(normalized)
         return features.float().cpu().numpy()
 
     def _probe(self, crop: int) -> int:
@@ -163,9 +166,12 @@ def _build(spec: EncoderSpec, arch: str, image_size: int, state: dict[str, torch
     options = {"image_size": image_size} if arch.startswith("vit_") else _BUILDER_OPTIONS.get(arch, {})
     model: nn.Module = models.get_model(arch, weights=None, **options)
     dropped = (f"{_remove_last_layer(model)}.", *_TRAINING_ONLY)
+    kept = OrderedDict((name, tensor) for name, tensor in state.items() if not name.startswith(dropped))
+    # The versions of the layers' layouts, which safetensors do not keep and MNASNet asks for.
+    kept._metadata = getattr(state, "_metadata", None) or model.state_dict()._metadata  # type: ignore[attr-defined]  # torch's
     try:
-        model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(dropped)})
-    except RuntimeError as error:
+        model.load_state_dict(kept)
+    except (RuntimeError, ValueError) as error:
         raise invalid(spec, f"the weights are not those of {arch}: {error}") from error
     model.eval().requires_grad_(False)
     return fold_batch_norms(model)
@@ -176,6 +182,27 @@ def _remove_last_layer(model: nn.Module) -> str:
     name: str = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     model.set_submodule(name, nn.Identity())
     return name
+
+
+class _Fp32Conv2d(nn.Conv2d):
+    """Computes in fp32, and answers in bf16."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.float()).bfloat16()
+
+
+def to_bf16(model: nn.Module) -> None:
+    """Turn all weights but those of the first two convolutions to bf16; the model still takes fp32.
+
+    Of what rounding spoils, half is spoilt there: MobileNetV2's vectors of photographs then have a cosine of 0.9995 to
+    those in fp32, else of 0.9987.
+    """
+    names = [name for name, module in model.named_modules() if type(module) is nn.Conv2d][:2]
+    exact = {name: copy.deepcopy(model.get_submodule(name)) for name in names}
+    model.bfloat16()
+    for name, convolution in exact.items():
+        convolution.__class__ = _Fp32Conv2d
+        model.set_submodule(name, convolution)
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:

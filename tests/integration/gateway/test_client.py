@@ -63,9 +63,11 @@ def test_a_job_from_items_to_results(trivium: Client, pools: Pools, tmp_path: Pa
     table = pq.read_table(trivium.jobs.results(job.id, tmp_path / "features.parquet"))
     assert table.column("text_vector").to_pylist() == [vector_of(i) for i in range(10)]
     trivium.jobs.results(job.id, tmp_path / "features.jsonl", format="jsonl")
-    assert [json.loads(line)["id"] for line in (tmp_path / "features.jsonl").open()][-1] == "item-9"
+    lines = (tmp_path / "features.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"item-{i}" for i in range(10)]
     trivium.jobs.results(job.id, tmp_path / "features.npz", format="npz")
-    assert np.load(tmp_path / "features.npz")["text_vector"].shape == (10, 4)
+    with np.load(tmp_path / "features.npz") as arrays:
+        assert arrays["text_vector"].shape == (10, 4)
     parts = list(trivium.jobs.parts(job.id, limit=2))
     assert [part.rows for part in parts] == [4, 4, 2]
     assert parts[0].url is not None

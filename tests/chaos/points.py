@@ -1,0 +1,112 @@
+"""A service with crash points: `python -m tests.chaos.points services.image` runs it, ready to die at a named moment.
+
+A point is armed by a file of its name in the folder CHAOS_POINTS; the process that comes by takes the file and dies as
+by SIGKILL. The hooks are wrapped around the service's functions from here: production code knows nothing of them.
+CHAOS_MODEL_SECONDS lets a batch of the hashing encoders take so long, as a model would: load without a load.
+"""
+
+import os
+import random
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: Where a service may be told to die, and which services pass there.
+WORKERS = ("text", "image", "audio", "fusion")
+POINTS: dict[str, tuple[str, ...]] = {
+    "before object": (*WORKERS, "dispatcher", "gateway"),
+    "after object, before row": (*WORKERS, "dispatcher", "gateway"),
+    "after claim": (*WORKERS, "dispatcher"),
+    "before start": (*WORKERS, "dispatcher"),
+    "before commit": (*WORKERS, "dispatcher"),
+    "after commit, before hint": (*WORKERS, "dispatcher"),
+    "after hint": (*WORKERS, "dispatcher"),
+    "before commit of a job": ("gateway",),
+    "after commit of a job": ("gateway",),
+    "in a rescue": ("dispatcher",),
+}
+
+
+def file_of(folder: Path, point: str, service: str) -> Path:
+    """The file that arms a point in a service (`image`)."""
+    return folder / f"{service}.{point.replace(' ', '-').replace(',', '')}"
+
+
+def pass_by(point: str) -> None:
+    """Dies here, if the point is armed."""
+    try:
+        file_of(Path(os.environ["CHAOS_POINTS"]), point, _service()).unlink()
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hook(owner: Any, name: str, *, before: str | None = None, after: str | None = None) -> None:
+    """Puts points before and after a function."""
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            pass_by(before)
+        result = original(*args, **kwargs)
+        if after:
+            pass_by(after)
+        return result
+
+    setattr(owner, name, hooked)
+
+
+def hook_everything(service: str) -> None:
+    """All the points of a service."""
+    from shared.jobs import engine
+    from shared.storage.objects import ObjectStore
+
+    hook(ObjectStore, "put", before="before object", after="after object, before row")
+    hook(ObjectStore, "put_stream", before="before object", after="after object, before row")
+    if service == "gateway":
+        from services.gateway import submission
+
+        hook(submission.repository, "create", after="before commit of a job")
+        hook(submission, "_insert", after="after commit of a job")
+        return
+    from shared.worker import loop
+
+    hook(loop.HeldLeases, "add", before="after claim")
+    hook(engine, "start", before="before start")
+    hook(engine, "finish", after="before commit")
+    hook(engine, "reclaim_expired", after="in a rescue")
+    hook(loop, "finish_plan", after="before commit")
+    hook(loop, "send_hints", before="after commit, before hint", after="after hint")
+
+
+def slow_down(seconds: float) -> None:
+    """A batch takes up to twice `seconds` longer."""
+    from shared.ml.encoders.hashing import HashingEncoder
+
+    encode = HashingEncoder.encode
+
+    def slowly(self: Any, batch: Any) -> Any:
+        time.sleep(random.uniform(0, 2 * seconds))
+        return encode(self, batch)
+
+    HashingEncoder.encode = slowly  # type: ignore[method-assign]
+
+
+def _service() -> str:
+    return sys.argv[1].rpartition(".")[2]
+
+
+def main() -> None:
+    """Runs the service."""
+    hook_everything(_service())
+    if _service() in {"text", "image", "audio"}:
+        slow_down(float(os.environ.get("CHAOS_MODEL_SECONDS", "0")))
+    runpy.run_module(sys.argv[1], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
