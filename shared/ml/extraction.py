@@ -251,8 +251,9 @@ class Extraction:
             control.patiently(partial(self._probe, lease, batch.holders[content][0]))
             self._decode(batch, [content], control)
             self._encode(batch, control)
+        control.patiently(partial(self._probe, lease, None))  # a death from here on is no item's doing
 
-    def _probe(self, lease: Lease, item_index: int) -> None:
+    def _probe(self, lease: Lease, item_index: int | None) -> None:
         with self._context.sessions.begin() as session:
             engine.probe(session, lease, item_index)
 

@@ -77,6 +77,7 @@ class _Child:
     """One decode process, started anew when it dies."""
 
     def __init__(self, target: str, memory_bytes: int):
+        self._memory_bytes = memory_bytes
         self._command = [sys.executable, "-m", "shared.worker.decode", target, str(memory_bytes)]
         self._ready = False
         self._process = self._start()
@@ -92,15 +93,17 @@ class _Child:
                 self._ready = True
             _write(self._process.stdin, {"bytes": len(data), "seconds": seconds, "options": options}, data)
             header, body = self._answer(time.monotonic() + seconds)
+            if "code" not in header:
+                return np.frombuffer(body, dtype=header["dtype"]).reshape(header["shape"])
+            refusal = ItemError(str(header["message"]), code=str(header["code"]))
         except TimeoutError:
             self.kill()
             raise ItemError(f"Decoding took longer than {seconds:g} s.", code="decode_timeout") from None
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError, TypeError, KeyError):
+            # It died, or what it answers makes no sense: its input may have taken it over.
             self.kill()
             raise ItemError("Decoding this item ended its process.", code="decode_crashed") from None
-        if "code" in header:
-            raise ItemError(header["message"], code=header["code"])
-        return np.frombuffer(body, dtype=header["dtype"]).reshape(header["shape"])
+        raise refusal
 
     def kill(self) -> None:
         self._process.kill()
@@ -127,6 +130,8 @@ class _Child:
                 header = json.loads(received[:end])
                 needed = header["bytes"]
                 del received[: end + 1]
+            if max(needed, len(received)) > self._memory_bytes:
+                raise ValueError("the answer is larger than the process may be")
         return header, bytes(received)
 
     def _start(self) -> "subprocess.Popen[bytes]":

@@ -92,10 +92,17 @@ class ShardLoop:
             if lease is None:
                 self._slots.release()
                 self._hint.wait(self._context.settings.engine.idle_poll_seconds)
-            elif not lease.isolated or self._take_slot():  # what once killed a worker runs alone
-                control = self._held.add(lease)
-                self._begin(lease, control)
+            else:
+                self._take(lease)
         self._prepared.put(None)
+
+    def _take(self, lease: Lease) -> None:
+        """Begins on a shard, at once or, if it once killed a worker, when it can run alone; held from here on."""
+        control = self._held.add(lease)
+        if not lease.isolated or self._take_slot():
+            self._begin(lease, control)
+        else:
+            self._give_up(lease, DrainedError(f"Shard {lease.shard_id} was not begun."))
 
     def _take_slot(self) -> bool:
         """Waits for a free slot; False when the worker is to stop."""

@@ -16,7 +16,21 @@ import soundfile
 from PIL import Image
 
 _HASHING = {"text": "hash-text", "image": "hash-image", "audio": "hash-audio"}
-_WORDS = "red blue green bus car bicycle night morning rain sun tree house river stone bird song".split()
+_WORDS = [
+    "red",
+    "blue",
+    "green",
+    "bus",
+    "car",
+    "bicycle",
+    "night",
+    "morning",
+    "rain",
+    "tree",
+    "house",
+    "river",
+    "stone",
+]
 _VARIANTS = 3
 
 

@@ -7,7 +7,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,7 +95,7 @@ class Workload:
     def calm(self, kinds: Sequence[Kind]) -> list[Run]:
         """Runs each kind once and takes what comes out as what is expected of it."""
         with ThreadPoolExecutor(CLIENTS) as pool:
-            runs = list(pool.map(lambda kind: self._follow(kind, random.Random(0), calm=True), kinds))
+            runs = list(pool.map(lambda kind: self._follow(kind, random.Random(kind.name), calm=True), kinds))
         for run in runs:
             if run.outcome is None:
                 raise TimeIsUpError(f"the calm run of {run.kind.name} did not end: {run.problems}")
@@ -161,7 +163,7 @@ class Workload:
             self._patiently(lambda: client.jobs.cancel(job.id))
         while job.status not in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}:
             self._pause(f"{job.id} is {job.status}")
-            job = self._patiently(lambda: client.jobs.get(job.id))
+            job = self._patiently(partial(client.jobs.get, job.id))
         return job
 
     def _upload(self, client: Client, kind: Kind) -> str:
@@ -192,11 +194,9 @@ class Workload:
             run.problems.append(f"doubled: {run.outcome.twice} items have more than one row")
 
     def _delete(self, run: Run) -> None:
-        try:
-            self._client(run).jobs.delete(run.job_id or "")
-        except NotFound:
-            pass  # an earlier try did it, and its answer was lost
         run.deleted = True
+        with suppress(NotFound):  # an earlier try did it, and its answer was lost
+            self._client(run).jobs.delete(run.job_id or "")
 
     def _client(self, run: Run) -> Client:
         return self._clients[run.kind.tenant]

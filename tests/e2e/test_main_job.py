@@ -132,6 +132,7 @@ def test_a_killed_worker_changes_nothing(
             stack.services["image-1"].kill()
             stack.services["image-1"].spawn()
             killed.set()
+    assert killed.is_set()
     stormy = client.jobs.wait(stormy.id)
     assert stormy.status == JobStatus.SUCCEEDED
     assert stormy.items == calm.items

@@ -3,7 +3,6 @@
 After every step the invariants of the design hold; at the end everything is finished and nothing was lost or doubled.
 """
 
-from collections import Counter
 from datetime import timedelta
 from uuid import uuid4
 
@@ -19,11 +18,12 @@ from shared.errors import LeaseLostError
 from shared.ids import new_id
 from shared.jobs import engine
 from shared.jobs.layout import lay_out
-from shared.jobs.models import Event, ItemError, Job, JobStage, Shard
+from shared.jobs.models import Event, ItemError, Job, Shard
 from shared.jobs.records import Finished, ItemFailure, Lease, Plan, Slice, StoredObject
-from shared.jobs.states import ENDED_JOBS, ENDED_SHARDS, ShardState
+from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Queue, Stage
 from shared.schemas import JobStatus
+from shared.testing.oracle import unended, wrong_counters
 
 SLICE_ITEMS = 4
 QUEUES = [Queue.TEXT, Queue.IMAGE, Queue.AUDIO, Queue.FUSION]
@@ -129,30 +129,6 @@ def empty(sessions: Sessions) -> None:
         session.execute(Job.__table__.delete())
 
 
-def check_invariants(sessions: Sessions) -> None:
-    """Counters equal rows, whatever happened."""
-    with sessions() as session:
-        for job in session.scalars(select(Job)):
-            shards = session.scalars(select(Shard).where(Shard.job_id == job.id)).all()
-            assert job.shards_open == sum(shard.state not in ENDED_SHARDS for shard in shards)
-            stages = {
-                stage.stage: stage for stage in session.scalars(select(JobStage).where(JobStage.job_id == job.id))
-            }
-            for name, stage in stages.items():
-                states = Counter(shard.state for shard in shards if shard.stage == name)
-                assert stage.shards_total == states.total()
-                assert stage.shards_done == states[ShardState.DONE]
-                assert stage.shards_failed == states[ShardState.FAILED]
-            fused = [s for s in shards if s.stage == Stage.FUSION and s.state == ShardState.DONE]
-            assert job.items_succeeded == sum(shard.result["succeeded"] for shard in fused)
-            if job.status == JobStatus.SUCCEEDED:
-                assert job.shards_open == 0
-            if job.status == JobStatus.CANCELLED:
-                assert job.shards_open == 0
-            if job.shards_open == 0:
-                assert job.status in ENDED_JOBS
-
-
 class EngineMachine(RuleBasedStateMachine):
     """Workers that live, die, freeze and thaw at random."""
 
@@ -221,7 +197,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_equal_rows(self) -> None:
-        check_invariants(self.sessions)
+        assert wrong_counters(self.sessions) == []
 
     def teardown(self) -> None:
         """Every lease still out dies; then the rest is worked off, and every job has ended as it should."""
@@ -233,7 +209,7 @@ class EngineMachine(RuleBasedStateMachine):
             )
         sweep(self.sessions)
         run_dry(self.sessions)
-        check_invariants(self.sessions)
+        assert wrong_counters(self.sessions) == unended(self.sessions) == []
         for id in self.jobs:
             expected = JobStatus.CANCELLED if id in self.cancelled else JobStatus.SUCCEEDED
             assert get_job(self.sessions, id).status == expected
@@ -320,6 +296,22 @@ def test_poison_is_isolated_item_by_item(sessions: Sessions) -> None:
     assert lease.condemned == poison
     assert shard_of(sessions, lease).attempts == 2
     assert finish(sessions, lease)
+
+
+def test_a_death_after_the_last_item_is_no_items_doing(sessions: Sessions) -> None:
+    """An isolated shard whose worker dies while it stores: no item gets a strike, and the attempt is spent."""
+    make_job(sessions, slices=1, modalities="t")
+    (lease,) = claim(sessions, Queue.TEXT)
+    start(sessions, lease)
+    kill(sessions, lease)
+    (lease,) = claim(sessions, Queue.TEXT)
+    start(sessions, lease)
+    with sessions.begin() as session:
+        engine.probe(session, lease, 3)
+        engine.probe(session, lease, None)
+    kill(sessions, lease)
+    shard = shard_of(sessions, lease)
+    assert (shard.state, shard.strikes, shard.attempts) == (ShardState.READY, {}, 2)
 
 
 def test_a_large_tenant_does_not_hold_up_a_small_one(sessions: Sessions) -> None:

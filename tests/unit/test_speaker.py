@@ -15,6 +15,8 @@ from shared.errors import JobError
 from shared.ml.encoders.base import Encoder
 from shared.ml.encoders.loading import load_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:

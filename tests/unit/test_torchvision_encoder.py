@@ -2,7 +2,6 @@
 
 import io
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,14 +23,7 @@ from shared.ml.torchvision_shim import make_torchvision_importable
 make_torchvision_importable()
 from torchvision import models  # noqa: E402  # importable from here on
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other are slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photos(count: int = 3) -> list[Image.Image]:
@@ -72,7 +64,7 @@ def reference(model: nn.Module, weights: Any, images: list[Image.Image]) -> Vect
 
 
 def spec_of(arch: str, dimension: int, source: str = "", weights: str = "DEFAULT") -> EncoderSpec:
-    options = {"arch": arch, "weights": weights}
+    options = {"arch": arch, "weights": weights} if source else {"weights": weights}
     return EncoderSpec(
         id=arch, modality="image", dimension=dimension, loader="torchvision", source=source or arch, options=options
     )

@@ -1,4 +1,4 @@
-"""Hugging Face audio encoders equal transformers itself, on small models with random weights; padding changes nothing."""
+"""Hugging Face audio encoders equal transformers itself, on small models with random weights, padded or not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +20,11 @@ import transformers  # noqa: E402  # CLAP imports torchvision
 
 transformers.utils.logging.disable_progress_bar()
 
-#: transformers says so of AST's own filterbank.
-pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # transformers says so of AST's own filterbank
+    pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values:UserWarning"),
+]
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

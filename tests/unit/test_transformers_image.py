@@ -21,6 +21,8 @@ import transformers  # noqa: E402  # its image processors import torchvision
 
 transformers.utils.logging.disable_progress_bar()
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VISION: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

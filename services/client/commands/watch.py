@@ -17,7 +17,8 @@ _PATIENT = Retries(limit=20)
 def watch_job(context: typer.Context, job: JobId, as_json: AsJson = False) -> None:
     """Show a job's progress until it has ended.
 
-    Ctrl-C leaves the job running. The exit status is 0 if the job succeeded, 1 if it failed or was cancelled.
+    Ctrl-C leaves the job running. The exit status is 0 if the job succeeded, 1 if it failed or was cancelled, and 130
+    after Ctrl-C.
 
     Example:
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from services.client.demo.explore import FeatureSpace, Look
 
 SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
-#: The picture says most about an emoji's group and the voice least. Chosen on the validation split, not the test split.
+#: The picture says most about an emoji's group and the voice least; set by hand, not tuned.
 WEIGHTS = {Modality.TEXT: 1.0, Modality.IMAGE: 2.0, Modality.AUDIO: 0.5}
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shared.catalog import EncoderSpec
-from shared.ml.device import Precision, choose_device
+from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.loading import digest_of, fingerprint_of, load_packaged_weights
 from shared.ml.encoders.pretrained import invalid
@@ -60,8 +60,9 @@ class SpeakerEncoder:
         network = SpeakerNetwork()
         state = load_packaged_weights(source)["model_state"]
         network.load_state_dict({name: state[name] for name in network.state_dict()})
-        self._network = network.eval().requires_grad_(False).to(self._device)
-        self.fingerprint = fingerprint_of(digest_of([source]), "float32", {"window": WINDOW, "step": STEP})
+        dtype = choose_dtype(self._device, "fp32")
+        self._network = network.eval().requires_grad_(False).to(self._device, dtype)
+        self.fingerprint = fingerprint_of(digest_of([source]), str(dtype), {"window": WINDOW, "step": STEP})
 
     def preprocess(self, media: Media) -> Windows:
         """Mono PCM, float32 [samples], to mel spectrograms of its windows, quiet speech raised to -30 dBFS."""

@@ -38,13 +38,15 @@ _TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 class TorchvisionOptions(BaseModel):
-    """The catalogue options: `arch` is torchvision's name of the model, `weights` the name of one of its pretrained
-    weights, whose preprocessing is used (and which are loaded, unless `source` says where weights are).
+    """The catalogue options of a torchvision encoder.
+
+    `arch` is torchvision's name of the model (else `source` is), `weights` the name of one of its pretrained weights,
+    whose preprocessing is used, and which are loaded unless `source` says where weights are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    arch: str
+    arch: str = ""
     weights: str = "DEFAULT"
 
 
@@ -54,7 +56,8 @@ class TorchvisionEncoder:
     def __init__(self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision):
         self.spec = spec
         options = _options_of(spec)
-        weights = _weights_of(spec, options)
+        arch = options.arch or spec.source
+        weights = _weights_of(spec, arch, options.weights)
         recipe = weights.transforms()
         self.decode_options: dict[str, Any] = {
             "resize": recipe.resize_size[0],
@@ -64,7 +67,7 @@ class TorchvisionEncoder:
         self._device = choose_device(device)
         dtype = choose_dtype(self._device, precision)
         state, path = _load_weights(spec, source, weights)
-        model = _build(spec, options.arch, recipe.crop_size[0], state)
+        model = _build(spec, arch, recipe.crop_size[0], state)
         if dtype is torch.bfloat16:
             to_bf16(model)
         self._model = model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # wrong hint
@@ -72,7 +75,7 @@ class TorchvisionEncoder:
         mean, std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.dimension = self._probe(recipe.crop_size[0])
-        preprocessing = self.decode_options | {"arch": options.arch, "mean": recipe.mean, "std": recipe.std}
+        preprocessing = self.decode_options | {"arch": arch, "mean": recipe.mean, "std": recipe.std}
         self.fingerprint = fingerprint_of(digest_of([path]), str(dtype), preprocessing)
 
     def preprocess(self, media: Media) -> RGB:
@@ -114,17 +117,17 @@ def _options_of(spec: EncoderSpec) -> TorchvisionOptions:
         raise invalid(spec, f"its options are wrong: {error}") from error
 
 
-def _weights_of(spec: EncoderSpec, options: TorchvisionOptions) -> Any:
+def _weights_of(spec: EncoderSpec, arch: str, name: str) -> Any:
     """torchvision's entry for the weights: their URL and preprocessing."""
     make_torchvision_importable()
     from torchvision import models
 
-    if options.arch not in models.list_models(module=models):
-        raise invalid(spec, f"torchvision has no classification model {options.arch!r}")
-    known = models.get_model_weights(options.arch)
-    if options.weights not in known.__members__:
-        raise invalid(spec, f"torchvision's weights for {options.arch} are {', '.join(known.__members__)}")
-    return known[options.weights]
+    if arch not in models.list_models(module=models):
+        raise invalid(spec, f"torchvision has no classification model {arch!r}")
+    known = models.get_model_weights(arch)
+    if name not in known.__members__:
+        raise invalid(spec, f"torchvision's weights for {arch} are {', '.join(known.__members__)}")
+    return known[name]
 
 
 def _load_weights(spec: EncoderSpec, source: Path | None, weights: Any) -> tuple[dict[str, torch.Tensor], Path]:

@@ -47,7 +47,7 @@ class AudioOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pooling: Literal["cls", "mean", "pooler", "clip"] = "mean"
-    window_seconds: float | None = Field(default=None, gt=0, le=600)
+    window_seconds: float | None = Field(default=None, ge=0.1, le=600)
     normalize: bool = False
 
 
@@ -74,7 +74,7 @@ class TransformersAudioEncoder:
         self._extractor = _load_extractor(spec, folder)
         self._rate = int(self._extractor.sampling_rate)
         self.decode_options: dict[str, Any] = {"sample_rate": self._rate}
-        self._fixed = _fixed_samples(self._extractor)
+        self._shortest, self._fixed = _lengths(self._extractor)
         longest = self._fixed or int(_DEFAULT_WINDOW_SECONDS * self._rate)
         self._window = int((self._options.window_seconds or 0) * self._rate) or longest
         if self._fixed and self._window > self._fixed:
@@ -119,8 +119,7 @@ class TransformersAudioEncoder:
         return model.get_encoder() if model.config.is_encoder_decoder else model
 
     def _extract(self, samples: Samples) -> Window:
-        shortest = self._rate // 40  # 25 ms: what the convolutions of wav2vec 2.0 and most filterbanks need
-        samples = np.pad(samples, (0, max(shortest - len(samples), 0)))
+        samples = np.pad(samples, (0, max(self._shortest - len(samples), 0)))
         inputs = self._extractor(samples, sampling_rate=self._rate, return_tensors="pt")
         tensors = {name: tensor[0] for name, tensor in inputs.items()}
         waveform = tensors.get("input_values")
@@ -200,12 +199,15 @@ def _maskable(config: Any) -> bool:
     return config.model_type in _MASKABLE and bool(config.feat_extract_norm == "layer")
 
 
-def _fixed_samples(extractor: Any) -> int:
-    """To how many samples the extractor pads and cuts everything (Whisper, CLAP, AST); 0 if it leaves lengths alone."""
-    seconds = getattr(extractor, "chunk_length", None) or getattr(extractor, "max_length_s", None)
-    if seconds is None and hasattr(extractor, "num_mel_bins") and hasattr(extractor, "max_length"):
-        seconds = extractor.max_length / 100  # a frame every 10 ms
-    return int((seconds or 0) * extractor.sampling_rate)
+def _lengths(extractor: Any) -> tuple[int, int]:
+    """How many samples the extractor needs at least, and how many it pads and cuts everything to (0: it does not)."""
+    rate = int(extractor.sampling_rate)
+    padded = getattr(extractor, "chunk_length", None) or getattr(extractor, "max_length_s", None)
+    if padded:  # Whisper, CLAP
+        return 0, int(padded * rate)
+    # The first convolutions of wav2vec 2.0 and AST's filterbank span 25 ms; AST has frames every 10 ms.
+    frames = getattr(extractor, "max_length", 0) if hasattr(extractor, "num_mel_bins") else 0
+    return rate // 40, frames * rate // 100
 
 
 def _load_extractor(spec: EncoderSpec, folder: Path) -> Any:

@@ -27,9 +27,6 @@ _MAX_COUNTED, _MAX_KEPT = 2_000_000, 200_000
 #: The corpus is gone through until this many words were seen, within limits: a small one needs more passes.
 _WORDS_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 1_000_000, 5, 50
 
-#: gensim reads no more words of a line.
-_WORDS_A_LINE = 10_000
-
 #: int32 [words]
 WordRows = NDArray[np.int32]
 
@@ -153,13 +150,12 @@ class Word2VecEncoder:
 
 
 def _write_words(texts: Iterable[str], preprocessing: TextPreprocessing, file: IO[str]) -> int:
-    """Write words with spaces between, a text a line (long ones on several, as gensim reads them); returns how many."""
+    """Write the words of a text on a line, with spaces between; returns how many there were."""
     count = 0
     for text in texts:
         words = tokenize(text, preprocessing)
         count += len(words)
-        for start in range(0, len(words), _WORDS_A_LINE):
-            file.write(" ".join(words[start : start + _WORDS_A_LINE]) + "\n")
+        file.write(" ".join(words) + "\n")
     file.flush()
     return count
 

@@ -1,0 +1,65 @@
+"""Lets the faults loose: several lanes of them at once, each drawing from its own shuffled deck."""
+
+import random
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tests.chaos.faults import Fault, Ground
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A fault that was done, from when to when (time.monotonic)."""
+
+    kind: str
+    began: float
+    ended: float
+
+
+@dataclass
+class Attack:
+    """What was done, and what there was nothing to do it to."""
+
+    ground: Ground
+    seed: str
+    strikes: list[Strike] = field(default_factory=list)
+    idle: Counter[str] = field(default_factory=Counter)
+    #: Faults of the suite itself.
+    broken: list[str] = field(default_factory=list)
+
+    def run(self, lanes: Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]], seconds: float) -> None:
+        """Runs the lanes for so long; when this returns, every fault has been made good."""
+        self.ground.stopping.clear()
+        threads = [
+            threading.Thread(target=self._lane, args=(name, faults, pause), name=name, daemon=True)
+            for name, (faults, pause) in lanes.items()
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds)
+        self.ground.stopping.set()
+        for thread in threads:
+            thread.join()
+
+    def _lane(self, name: str, faults: Mapping[str, Fault], pause: tuple[float, float]) -> None:
+        choice = random.Random(f"{self.seed}/{name}")
+        deck: list[str] = []
+        while not self.ground.stopping.is_set():
+            if not deck:
+                deck = choice.sample(list(faults), len(faults))
+            kind = deck.pop()
+            began = time.monotonic()
+            try:
+                done = faults[kind](self.ground, choice)
+            except Exception:
+                self.broken.append(f"{kind}: {traceback.format_exc()}")
+                return
+            if done:
+                self.strikes.append(Strike(kind, began, time.monotonic()))
+            else:
+                self.idle[kind] += 1
+            self.ground.wait(choice.uniform(*pause))

@@ -1,0 +1,310 @@
+"""The faults, each a function that does it, waits, and makes it good again. False: there was nothing to do it to."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import redis
+
+from deploy.local.process import Process, StartError
+from tests.chaos.points import POINTS, file_of
+from tests.chaos.stack import ChaosStack, keeper_of, send
+from tests.chaos.watch import Held, Watch
+from tests.chaos.workload import Workload
+
+#: A lease of 30 s, renewed at any moment before the freeze, and the sweep.
+PAST_THE_LEASE = 36.0
+
+
+@dataclass
+class Ground:
+    """Where faults are done."""
+
+    stack: ChaosStack
+    watch: Watch
+    workload: Workload
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, but not past the end of the attack."""
+        self.stopping.wait(seconds)
+
+
+Fault = Callable[[Ground, random.Random], bool]
+
+
+def busy_worker(ground: Ground, choice: random.Random, seconds: float = 6.0) -> tuple[Process, list[Held]] | None:
+    """A worker that holds a lease just now, if one does within `seconds`.
+
+    Not one that tries an item on which another died already: a second death would condemn that item, rightly.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not ground.stopping.is_set():
+        workers = [worker for worker in ground.stack.workers() if worker.running]
+        for worker in choice.sample(workers, len(workers)):
+            held = ground.watch.held_by(worker.pid)
+            if held and not ground.watch.struck_items(worker.pid):
+                return worker, held
+        time.sleep(0.05)
+    return None
+
+
+def kill_worker(ground: Ground, choice: random.Random, *, with_keeper: bool, alone: bool = False) -> bool:
+    """SIGKILL to a busy worker; with its keeper nobody gives the leases up, as when a machine is lost."""
+    found = busy_worker(ground, choice)
+    if found is None:
+        return False
+    pid = found[0].pid
+    time.sleep(choice.uniform(0, 0.1))
+    if with_keeper:
+        send(pid, signal.SIGSTOP)  # it would start another
+        send(keeper_of(pid), signal.SIGKILL)
+    if not send(pid, signal.SIGKILL):
+        return False
+    kind = "kill -9: worker and keeper" if with_keeper else "kill -9: worker"
+    ground.watch.died(kind, ground.watch.held_by(pid), alone=alone)
+    return True
+
+
+def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> bool:
+    """Up to three workers are killed, and nothing else is done until their shards are in other hands."""
+    killed = sum(kill_worker(ground, choice, with_keeper=with_keeper, alone=True) for _ in range(3))
+    while ground.watch.waiting() and not ground.stopping.is_set():
+        time.sleep(0.1)
+    return killed > 0
+
+
+def kill_keeper(ground: Ground, choice: random.Random) -> bool:
+    """SIGKILL to a keeper: its worker starts another."""
+    found = busy_worker(ground, choice)
+    return found is not None and send(keeper_of(found[0].pid), signal.SIGKILL)
+
+
+def kill_service(ground: Ground, choice: random.Random, *, name: str) -> bool:
+    """SIGKILL to the gateway or the dispatcher."""
+    process = ground.stack.services[name]
+    return process.running and send(process.pid, signal.SIGKILL)
+
+
+def drain_worker(ground: Ground, choice: random.Random) -> bool:
+    """SIGTERM to a busy worker, as in a rolling upgrade; another takes its place."""
+    found = busy_worker(ground, choice)
+    return found is not None and send(found[0].pid, signal.SIGTERM)
+
+
+def crash_at(ground: Ground, choice: random.Random, *, point: str) -> bool:
+    """Whoever comes to this point next dies there."""
+    armed = file_of(ground.stack.points, point, choice.choice(POINTS[point]))
+    armed.touch()
+    deadline = time.monotonic() + 8.0
+    while armed.exists() and time.monotonic() < deadline and not ground.stopping.is_set():
+        time.sleep(0.05)
+    try:
+        armed.unlink()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def freeze_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -> bool:
+    """SIGSTOP to a busy worker until it has lost its leases, then SIGCONT: what it does then must count for nothing."""
+    found = busy_worker(ground, choice)
+    if found is None:
+        return False
+    worker, _ = found
+    pids = [worker.pid, keeper_of(worker.pid) if with_keeper else None]
+    frozen = [pid for pid in pids if send(pid, signal.SIGSTOP)]
+    held = ground.watch.held_by(worker.pid)
+    try:
+        ground.wait(PAST_THE_LEASE)
+        ground.watch.froze(held)
+    finally:
+        for pid in frozen:
+            send(pid, signal.SIGCONT)
+    return bool(frozen)
+
+
+def restart_postgres(ground: Ground, choice: random.Random) -> bool:
+    """`-m immediate`: every session is dropped, and Postgres goes through its recovery."""
+    ground.stack.servers.postgres.send_signal(signal.SIGQUIT)
+    return True
+
+
+def kill_redis(ground: Ground, choice: random.Random) -> bool:
+    """SIGKILL: the supervisor starts it again, empty."""
+    ground.stack.servers.redis.send_signal(signal.SIGKILL)
+    return True
+
+
+def flush_redis(ground: Ground, choice: random.Random) -> bool:
+    """FLUSHALL: every hint is gone."""
+    try:
+        with redis.Redis.from_url(ground.stack.servers.redis.url()) as client:
+            client.flushall()
+    except redis.RedisError:
+        return False
+    return True
+
+
+def without_redis(ground: Ground, choice: random.Random) -> bool:
+    """Redis is off until a job that began without it has ended (or half a minute is over)."""
+    server = ground.stack.servers.redis
+    server.kill()
+    began = time.monotonic()
+    try:
+        while not ground.stopping.is_set() and time.monotonic() < began + 30:
+            if any(run.began > began and run.ended for run in list(ground.workload.runs)):
+                return True
+            time.sleep(0.2)
+    finally:
+        start(server)
+    return False
+
+
+def stop_s3(ground: Ground, choice: random.Random) -> bool:
+    """Object storage is killed and comes back after some seconds."""
+    server = ground.stack.servers.s3
+    server.kill()
+    try:
+        ground.wait(choice.uniform(0.5, 8))
+    finally:
+        start(server)
+    return True
+
+
+def freeze_s3(ground: Ground, choice: random.Random) -> bool:
+    """SIGSTOP: object storage takes connections and says nothing."""
+    server = ground.stack.servers.s3
+    server.send_signal(signal.SIGSTOP)
+    try:
+        ground.wait(choice.uniform(2, 15))
+    finally:
+        server.send_signal(signal.SIGCONT)
+    return True
+
+
+def fill_disk(ground: Ground, choice: random.Random) -> bool:
+    """The file system of object storage is full for some seconds."""
+    disk = ground.stack.disk
+    if disk is None:
+        return False
+    ballast = disk / "ballast"
+    try:
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            free = os.statvfs(disk)
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+            while True:
+                file.write(b"\0" * 4096)
+        ground.wait(choice.uniform(3, 8))
+    finally:
+        ballast.unlink(missing_ok=True)
+    return True
+
+
+def cut_connections(ground: Ground, choice: random.Random, *, server: str) -> bool:
+    """RST on every connection."""
+    return ground.stack.proxies[server].cut() > 0
+
+
+def delay(ground: Ground, choice: random.Random, *, server: str) -> bool:
+    """Every packet takes longer."""
+    proxy = ground.stack.proxies[server]
+    proxy.delay = choice.uniform(0.05, 0.5)
+    try:
+        ground.wait(choice.uniform(2, 6))
+    finally:
+        proxy.delay = 0.0
+    return True
+
+
+def half_open(ground: Ground, choice: random.Random, *, server: str) -> bool:
+    """Connections carry nothing for a while, and those of that time never will again.
+
+    Those to Postgres are cut at the end: its client notices a silent peer by TCP alone, which this proxy acknowledges.
+    """
+    proxy = ground.stack.proxies[server]
+    proxy.silence()
+    try:
+        ground.wait(choice.uniform(2, 12))
+    finally:
+        proxy.speak()
+        if server == "postgres":
+            proxy.heal()
+    return True
+
+
+def cut_after(ground: Ground, choice: random.Random, *, server: str) -> bool:
+    """Three times, the connection that carries the n-th byte from now on is cut in the middle of its packet."""
+    proxy = ground.stack.proxies[server]
+    hits = 0
+    for _ in range(3):
+        proxy.budget = choice.randint(1, 20_000)
+        deadline = time.monotonic() + 2
+        while proxy.budget is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hits += proxy.budget is None
+        proxy.budget = None
+    return hits > 0
+
+
+def start(server: Process) -> None:
+    """Starts a server, however long that takes on a busy machine."""
+    while True:
+        try:
+            server.start(timeout=60)
+            return
+        except StartError:
+            time.sleep(1)
+
+
+PROCESSES: dict[str, Fault] = {
+    "kill -9: worker": partial(kill_worker, with_keeper=False),
+    "kill -9: worker and keeper": partial(kill_worker, with_keeper=True),
+    "kill -9: keeper": kill_keeper,
+    "kill -9: dispatcher": partial(kill_service, name="dispatcher"),
+    "kill -9: gateway": partial(kill_service, name="gateway"),
+    "SIGTERM: worker": drain_worker,
+    **{f"crash: {point}": partial(crash_at, point=point) for point in POINTS},
+}
+SERVERS: dict[str, Fault] = {
+    "postgres: restart immediate": restart_postgres,
+    "redis: kill -9": kill_redis,
+    "redis: FLUSHALL": flush_redis,
+    "redis: off for a whole job": without_redis,
+    "s3: stopped": stop_s3,
+    "s3: frozen": freeze_s3,
+    "s3: disk full": fill_disk,
+}
+NETWORK: dict[str, Fault] = {
+    f"{server}: {words}": partial(fault, server=server)
+    for server in ("postgres", "redis", "s3")
+    for words, fault in {
+        "connections cut": cut_connections,
+        "connections delayed": delay,
+        "connections half-open": half_open,
+        "connections cut after n bytes": cut_after,
+    }.items()
+}
+FREEZES: dict[str, Fault] = {
+    "SIGSTOP: worker": partial(freeze_worker, with_keeper=False),
+    "SIGSTOP: worker and keeper": partial(freeze_worker, with_keeper=True),
+}
+#: Kills with nothing else about: what the recovery time is promised for.
+ALONE: dict[str, Fault] = {
+    "kill -9: worker": partial(kill_alone, with_keeper=False),
+    "kill -9: worker and keeper": partial(kill_alone, with_keeper=True),
+}
+
+#: What goes on at the same time, with the pause between two faults, in seconds.
+LANES: Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]] = {
+    "processes": (PROCESSES, (2.0, 6.0)),
+    "servers": (SERVERS, (3.0, 8.0)),
+    "network": (NETWORK, (1.0, 5.0)),
+    "freezes": (FREEZES, (1.0, 5.0)),
+}
