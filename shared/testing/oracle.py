@@ -6,8 +6,9 @@ Each function returns its findings in words, none if all is well.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from shared.db import Sessions
@@ -47,9 +48,7 @@ def unnamed_objects(sessions: Sessions, store: ObjectStore) -> list[str]:
     """Keys in the bucket that no row names."""
     with sessions() as session:
         named = named_objects(session, store)
-        plans: dict[str, str | None] = dict(
-            session.execute(select(Job.id, Job.schema["plan"].as_string())).tuples().all()
-        )
+        plans = _pairs(session, select(Job.id, Job.schema["plan"].as_string()))
     found = (listed.key for prefix in _PREFIXES for listed in store.list(prefix))
     return [key for key in found if key not in named and not _belongs_to_plan(key, plans)]
 
@@ -58,9 +57,9 @@ def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]
     """The keys that rows name, with their sha256 where the row has it. Slices are read for the media they name."""
     named: dict[str, str | None] = {}
     for table_key, sha256 in ((Blob.key, Blob.sha256), (CacheSegment.key, CacheSegment.sha256)):
-        named.update(dict(session.execute(select(table_key, sha256)).tuples().all()))
+        named.update(_pairs(session, select(table_key, sha256)))
     results = select(Shard.result_key, Shard.result_sha256).where(Shard.result_key.is_not(None))
-    named.update({key: sha256 for key, sha256 in session.execute(results) if key is not None})
+    named.update(_pairs(session, results))
     for spec in session.scalars(select(Model.spec)):
         named.update({file["key"]: file["sha256"] for file in spec["files"].values()})
     for spec in session.scalars(select(Shard.spec).where(Shard.stage == Stage.FUSION.value)):
@@ -118,6 +117,10 @@ def _of_succeeded(session: Session, job: Job) -> Iterable[str]:
     )
     if whole != job.items_failed:
         yield f"{job.items_failed} items failed, and {whole} have an error as a whole"
+
+
+def _pairs(session: Session, query: Select[*tuple[Any, ...]]) -> dict[str, Any]:
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def _media_of(store: ObjectStore, spec: Mapping[str, dict[str, str]]) -> set[str]:

@@ -23,14 +23,15 @@ WORDS = """
     the a of and to in is was for on with as by at from he she it they we this that which river market winter paper
     engine garden doctor signal mountain kitchen window teacher summer station bridge letter coffee machine quickly
     slowly bright heavy green ancient modern walked measured answered painted carried opened reached thought
-""".split()
+"""
 
 
 def sentences(count: int) -> list[str]:
     """Sentences of 4 to 60 words, short ones more often, always the same."""
     rng = np.random.default_rng(0)
+    words = WORDS.split()
     lengths = np.clip(rng.lognormal(2.6, 0.6, count), 4, 60).astype(int)
-    return [" ".join(rng.choice(WORDS, length)) for length in lengths]
+    return [" ".join(rng.choice(words, length)) for length in lengths]
 
 
 def encode(encoder: Encoder, texts: list[str]) -> Vectors:

@@ -58,7 +58,7 @@ def judge_rows(verdict: Verdict, runs: list[Run], sessions: Sessions, watch: Wat
     verdict.wrong += oracle.wrong_counters(sessions)
     verdict.wrong += [f"a zombie wrote {key}" for key in watch.zombie_writes()]
     with sessions() as session:
-        jobs = dict(session.execute(select(Job.id, Job.idempotency_key)).tuples().all())
+        jobs = {row[0]: row[1] for row in session.execute(select(Job.id, Job.idempotency_key))}
         failed = session.scalars(select(Shard).where(Shard.state == ShardState.FAILED)).all()
     verdict.wrong += [f"{s.job_id} {s.stage} {s.index} failed: {s.error_code}: {s.error_message}" for s in failed]
     known = {run.job_id for run in runs}

@@ -129,13 +129,14 @@ def _in_package(spec: EncoderSpec) -> Path:
 
 
 def _from_hub(spec: EncoderSpec) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(spec.source, revision=spec.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise _unavailable(
             spec,
             f"{spec.source} is neither cached nor can it be fetched from the Hugging Face hub ({error})",
