@@ -1,4 +1,4 @@
-"""Untrusted bytes to mono PCM (or straight to features). Runs in decode processes: soundfile, soxr and numpy only."""
+"""Untrusted bytes to mono PCM, or to features. Runs in decode processes: soundfile, soxr and librosa; no torch."""
 
 import io
 import math
@@ -13,6 +13,7 @@ import soxr
 from numpy.typing import NDArray
 
 from shared.errors import ItemError
+from shared.ml.encoders.mfcc_stats import extract
 
 #: The formats that are read, by how their files begin (an MP3 also begins with any of its frames). Everything else is
 #: refused unread.
@@ -57,8 +58,6 @@ def decode(data: bytes, options: dict[str, Any]) -> Samples:
     if options.get("normalize") and (peak := np.abs(samples).max()) > 0:
         samples = samples / peak
     if options.get("extractor") == "mfcc_stats":
-        from shared.ml.encoders.mfcc_stats import extract
-
         return extract(samples)
     return samples
 

@@ -39,8 +39,8 @@ from shared.schemas import JobStatus
 #: How many of the first ready shards a claim looks at to find one that suits the loaded models.
 CLAIM_WINDOW = 64
 
-#: Workers may die this often while they load what a shard needs, before it is given up.
-MAX_EARLY_DEATHS = 10
+#: Workers may die this often with a shard, by no item's doing, before it is given up.
+MAX_DEATHS = 10
 
 #: After Postgres starts, no lease is taken back for this long.
 RESTART_GRACE = timedelta(seconds=10)
@@ -249,7 +249,7 @@ def cancel(session: Session, job: Job) -> None:
         end_job(session, job)
 
 
-def reclaim_expired(session: Session, *, max_attempts: int = 4, limit: int = 100) -> int:
+def reclaim_expired(session: Session, *, limit: int = 100) -> int:
     """Takes back shards whose lease ran out: their worker died, froze or was cut off. Returns how many."""
     expired = (
         (Shard.state == ShardState.LEASED)
@@ -268,27 +268,27 @@ def reclaim_expired(session: Session, *, max_attempts: int = 4, limit: int = 100
             select(Shard).where(Shard.id == id, expired).with_for_update().execution_options(populate_existing=True)
         )
         if shard is not None:
-            _after_death(session, job, shard, max_attempts)
+            _after_death(session, job, shard)
             count += 1
     return count
 
 
-def _after_death(session: Session, job: Job, shard: Shard, max_attempts: int) -> None:
+def _after_death(session: Session, job: Job, shard: Shard) -> None:
     if job.status == JobStatus.CANCELLING or job.status in ENDED_JOBS:
         end_shard(session, job, shard, ShardState.CANCELLED)
         return
     began, first, item = shard.started_at is not None, not shard.isolated, shard.probe
-    shard.early_deaths += not began
-    spent = began and not first and item is None and shard.attempts >= max_attempts
-    if spent or shard.early_deaths > MAX_EARLY_DEATHS:
+    # Four attempts are for what goes wrong in a shard; that machines fail or are taken away says nothing about it.
+    shard.early_deaths += item is None and not (began and first)
+    if shard.early_deaths > MAX_DEATHS:
         shard.error_code, shard.error_message = "worker_died", "Every worker that tried this shard died."
         end_shard(session, job, shard, ShardState.FAILED)
         return
     if began:
         shard.isolated = True
+        shard.attempts -= not first
         if item is not None:
             shard.strikes = {**shard.strikes, str(item): shard.strikes.get(str(item), 0) + 1}
-            shard.attempts -= 1
         add_event(session, job.id, "shard.rescued", {**place_of(shard), "worker": shard.worker, "item_index": item})
     back_to_ready(shard, 0.0)
 

@@ -191,7 +191,9 @@ class Shard(Base):
     lease_token: Mapped[UUID | None]
     lease_expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     worker: Mapped[str | None] = mapped_column(Text)
-    early_deaths: Mapped[int] = mapped_column(SmallInteger, default=0, doc="workers that died before they began on it")
+    early_deaths: Mapped[int] = mapped_column(
+        SmallInteger, default=0, doc="workers that died with it, by no item's doing"
+    )
     isolated: Mapped[bool] = mapped_column(default=False, doc="a worker died on it: run item by item")
     probe: Mapped[int | None] = mapped_column(Integer, doc="isolated: the item being tried")
     strikes: Mapped[dict[str, int]] = mapped_column(JSONB, default=dict, doc="item → deaths while it was tried")

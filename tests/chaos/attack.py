@@ -13,9 +13,10 @@ from tests.chaos.faults import Fault, Ground
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault that was done, from when to when (time.monotonic)."""
+    """A fault that was done so many times, from when to when (time.monotonic)."""
 
     kind: str
+    times: int
     began: float
     ended: float
 
@@ -59,7 +60,7 @@ class Attack:
                 self.broken.append(f"{kind}: {traceback.format_exc()}")
                 return
             if done:
-                self.strikes.append(Strike(kind, began, time.monotonic()))
+                self.strikes.append(Strike(kind, int(done), began, time.monotonic()))
             else:
                 self.idle[kind] += 1
             self.ground.wait(choice.uniform(*pause))

@@ -1,4 +1,4 @@
-"""The faults, each a function that does it, waits, and makes it good again. False: there was nothing to do it to."""
+"""The faults, each a function that does it, waits, and makes it good again; how often, 0 if there was nothing to hit."""
 
 import os
 import random
@@ -14,12 +14,14 @@ import redis
 
 from deploy.local.process import Process, StartError
 from tests.chaos.points import POINTS, file_of
-from tests.chaos.stack import ChaosStack, keeper_of, send
+from tests.chaos.stack import REPLICAS, ChaosStack, keeper_of, send
 from tests.chaos.watch import Held, Watch
 from tests.chaos.workload import Workload
 
 #: A lease of 30 s, renewed at any moment before the freeze, and the sweep.
 PAST_THE_LEASE = 36.0
+#: Until a worker that was killed takes part again.
+SECONDS_TO_START = 8.0
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Ground:
         self.stopping.wait(seconds)
 
 
-Fault = Callable[[Ground, random.Random], bool]
+#: Returns how many times it was done.
+Fault = Callable[[Ground, random.Random], int]
 
 
 def busy_worker(ground: Ground, choice: random.Random, seconds: float = 6.0) -> tuple[Process, list[Held]] | None:
@@ -55,50 +58,56 @@ def busy_worker(ground: Ground, choice: random.Random, seconds: float = 6.0) -> 
     return None
 
 
-def kill_worker(ground: Ground, choice: random.Random, *, with_keeper: bool, alone: bool = False) -> bool:
+def kill_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -> int:
     """SIGKILL to a busy worker; with its keeper nobody gives the leases up, as when a machine is lost."""
     found = busy_worker(ground, choice)
     if found is None:
-        return False
-    pid = found[0].pid
+        return 0
     time.sleep(choice.uniform(0, 0.1))
+    return _kill(ground, found[0], with_keeper=with_keeper, alone=False)
+
+
+def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> int:
+    """One worker of each pool is killed, if it is busy; nothing else is done until their shards are in other hands."""
+    victims = {choice.choice(ground.stack.workers(pool)) for pool in REPLICAS}
+    killed = sum(_kill(ground, victim, with_keeper=with_keeper, alone=True) for victim in victims if victim.running)
+    while ground.watch.waiting() and not ground.stopping.is_set():
+        time.sleep(0.1)
+    ground.wait(SECONDS_TO_START)
+    return killed
+
+
+def _kill(ground: Ground, worker: Process, *, with_keeper: bool, alone: bool) -> int:
+    pid = worker.pid
     if with_keeper:
         send(pid, signal.SIGSTOP)  # it would start another
         send(keeper_of(pid), signal.SIGKILL)
     if not send(pid, signal.SIGKILL):
-        return False
+        return 0
     kind = "kill -9: worker and keeper" if with_keeper else "kill -9: worker"
     ground.watch.died(kind, ground.watch.held_by(pid), alone=alone)
-    return True
+    return 1
 
 
-def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> bool:
-    """Up to three workers are killed, and nothing else is done until their shards are in other hands."""
-    killed = sum(kill_worker(ground, choice, with_keeper=with_keeper, alone=True) for _ in range(3))
-    while ground.watch.waiting() and not ground.stopping.is_set():
-        time.sleep(0.1)
-    return killed > 0
-
-
-def kill_keeper(ground: Ground, choice: random.Random) -> bool:
+def kill_keeper(ground: Ground, choice: random.Random) -> int:
     """SIGKILL to a keeper: its worker starts another."""
     found = busy_worker(ground, choice)
     return found is not None and send(keeper_of(found[0].pid), signal.SIGKILL)
 
 
-def kill_service(ground: Ground, choice: random.Random, *, name: str) -> bool:
+def kill_service(ground: Ground, choice: random.Random, *, name: str) -> int:
     """SIGKILL to the gateway or the dispatcher."""
     process = ground.stack.services[name]
     return process.running and send(process.pid, signal.SIGKILL)
 
 
-def drain_worker(ground: Ground, choice: random.Random) -> bool:
+def drain_worker(ground: Ground, choice: random.Random) -> int:
     """SIGTERM to a busy worker, as in a rolling upgrade; another takes its place."""
     found = busy_worker(ground, choice)
     return found is not None and send(found[0].pid, signal.SIGTERM)
 
 
-def crash_at(ground: Ground, choice: random.Random, *, point: str) -> bool:
+def crash_at(ground: Ground, choice: random.Random, *, point: str) -> int:
     """Whoever comes to this point next dies there."""
     armed = file_of(ground.stack.points, point, choice.choice(POINTS[point]))
     armed.touch()
@@ -112,7 +121,7 @@ def crash_at(ground: Ground, choice: random.Random, *, point: str) -> bool:
     return False
 
 
-def freeze_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -> bool:
+def freeze_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -> int:
     """SIGSTOP to a busy worker until it has lost its leases, then SIGCONT: what it does then must count for nothing."""
     found = busy_worker(ground, choice)
     if found is None:
@@ -130,19 +139,19 @@ def freeze_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -
     return bool(frozen)
 
 
-def restart_postgres(ground: Ground, choice: random.Random) -> bool:
+def restart_postgres(ground: Ground, choice: random.Random) -> int:
     """`-m immediate`: every session is dropped, and Postgres goes through its recovery."""
     ground.stack.servers.postgres.send_signal(signal.SIGQUIT)
     return True
 
 
-def kill_redis(ground: Ground, choice: random.Random) -> bool:
+def kill_redis(ground: Ground, choice: random.Random) -> int:
     """SIGKILL: the supervisor starts it again, empty."""
     ground.stack.servers.redis.send_signal(signal.SIGKILL)
     return True
 
 
-def flush_redis(ground: Ground, choice: random.Random) -> bool:
+def flush_redis(ground: Ground, choice: random.Random) -> int:
     """FLUSHALL: every hint is gone."""
     try:
         with redis.Redis.from_url(ground.stack.servers.redis.url()) as client:
@@ -152,7 +161,7 @@ def flush_redis(ground: Ground, choice: random.Random) -> bool:
     return True
 
 
-def without_redis(ground: Ground, choice: random.Random) -> bool:
+def without_redis(ground: Ground, choice: random.Random) -> int:
     """Redis is off until a job that began without it has ended (or half a minute is over)."""
     server = ground.stack.servers.redis
     server.kill()
@@ -167,7 +176,7 @@ def without_redis(ground: Ground, choice: random.Random) -> bool:
     return False
 
 
-def stop_s3(ground: Ground, choice: random.Random) -> bool:
+def stop_s3(ground: Ground, choice: random.Random) -> int:
     """Object storage is killed and comes back after some seconds."""
     server = ground.stack.servers.s3
     server.kill()
@@ -178,7 +187,7 @@ def stop_s3(ground: Ground, choice: random.Random) -> bool:
     return True
 
 
-def freeze_s3(ground: Ground, choice: random.Random) -> bool:
+def freeze_s3(ground: Ground, choice: random.Random) -> int:
     """SIGSTOP: object storage takes connections and says nothing."""
     server = ground.stack.servers.s3
     server.send_signal(signal.SIGSTOP)
@@ -189,7 +198,7 @@ def freeze_s3(ground: Ground, choice: random.Random) -> bool:
     return True
 
 
-def fill_disk(ground: Ground, choice: random.Random) -> bool:
+def fill_disk(ground: Ground, choice: random.Random) -> int:
     """The file system of object storage is full for some seconds."""
     disk = ground.stack.disk
     if disk is None:
@@ -207,12 +216,12 @@ def fill_disk(ground: Ground, choice: random.Random) -> bool:
     return True
 
 
-def cut_connections(ground: Ground, choice: random.Random, *, server: str) -> bool:
+def cut_connections(ground: Ground, choice: random.Random, *, server: str) -> int:
     """RST on every connection."""
     return ground.stack.proxies[server].cut() > 0
 
 
-def delay(ground: Ground, choice: random.Random, *, server: str) -> bool:
+def delay(ground: Ground, choice: random.Random, *, server: str) -> int:
     """Every packet takes longer."""
     proxy = ground.stack.proxies[server]
     proxy.delay = choice.uniform(0.05, 0.5)
@@ -223,7 +232,7 @@ def delay(ground: Ground, choice: random.Random, *, server: str) -> bool:
     return True
 
 
-def half_open(ground: Ground, choice: random.Random, *, server: str) -> bool:
+def half_open(ground: Ground, choice: random.Random, *, server: str) -> int:
     """Connections carry nothing for a while, and those of that time never will again.
 
     Those to Postgres are cut at the end: its client notices a silent peer by TCP alone, which this proxy acknowledges.
@@ -239,7 +248,7 @@ def half_open(ground: Ground, choice: random.Random, *, server: str) -> bool:
     return True
 
 
-def cut_after(ground: Ground, choice: random.Random, *, server: str) -> bool:
+def cut_after(ground: Ground, choice: random.Random, *, server: str) -> int:
     """Three times, the connection that carries the n-th byte from now on is cut in the middle of its packet."""
     proxy = ground.stack.proxies[server]
     hits = 0
@@ -250,7 +259,7 @@ def cut_after(ground: Ground, choice: random.Random, *, server: str) -> bool:
             time.sleep(0.01)
         hits += proxy.budget is None
         proxy.budget = None
-    return hits > 0
+    return hits
 
 
 def start(server: Process) -> None:

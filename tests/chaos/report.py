@@ -51,7 +51,7 @@ def table(attack: Attack, runs: Sequence[Run], recoveries: Sequence[Recovery]) -
         seconds = [r.seconds for r in recoveries if r.kind == kind and r.seconds is not None]
         times = f"median {median(seconds):.1f}, max {max(seconds):.1f} (n={len(seconds)})" if seconds else ""
         lines.append(
-            f"{kind:42}{len(strikes):6}{attack.idle[kind]:6}{len(hit):10}"
+            f"{kind:42}{sum(strike.times for strike in strikes):6}{attack.idle[kind]:6}{len(hit):10}"
             f"{counts[0]:6}{counts[1]:9}{counts[2]:7}{counts[3]:7}  {times}"
         )
     return "\n".join(lines)
@@ -67,7 +67,7 @@ def summary(
     return {
         "ok": verdict.good and not late and bool(alone) and not attack.broken,
         "seed": seed,
-        "faults": len(attack.strikes),
+        "faults": sum(strike.times for strike in attack.strikes),
         "lost": len(verdict.lost),
         "doubled": len(verdict.doubled),
         "stuck": len(verdict.stuck),

@@ -17,7 +17,7 @@ from deploy.local.supervisor import Backoff
 from tests.chaos.proxy import Proxy
 
 DIMENSION = 16
-REPLICAS = {"text": 2, "image": 2, "audio": 1, "fusion": 1}
+REPLICAS = {"text": 2, "image": 2, "audio": 2, "fusion": 2}
 #: Bytes of the file system that object storage lives on, where one can be mounted.
 DISK_BYTES = 1536 * 1024**2
 _MODEL_SECONDS = "0.1"

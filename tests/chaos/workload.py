@@ -26,7 +26,7 @@ from tests.chaos.kinds import Kind
 T = TypeVar("T")
 
 #: Jobs under way at once.
-CLIENTS = 6
+CLIENTS = 8
 
 #: Of the jobs that ended, so many are deleted.
 _DELETED = 0.3

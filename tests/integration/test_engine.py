@@ -299,7 +299,7 @@ def test_poison_is_isolated_item_by_item(sessions: Sessions) -> None:
 
 
 def test_a_death_after_the_last_item_is_no_items_doing(sessions: Sessions) -> None:
-    """An isolated shard whose worker dies while it stores: no item gets a strike, and the attempt is spent."""
+    """An isolated shard whose worker dies while it stores: no item gets a strike, and no attempt is spent."""
     make_job(sessions, slices=1, modalities="t")
     (lease,) = claim(sessions, Queue.TEXT)
     start(sessions, lease)
@@ -311,7 +311,19 @@ def test_a_death_after_the_last_item_is_no_items_doing(sessions: Sessions) -> No
         engine.probe(session, lease, None)
     kill(sessions, lease)
     shard = shard_of(sessions, lease)
-    assert (shard.state, shard.strikes, shard.attempts) == (ShardState.READY, {}, 2)
+    assert (shard.state, shard.strikes, shard.attempts) == (ShardState.READY, {}, 1)
+
+
+def test_a_shard_outlives_ten_workers(sessions: Sessions) -> None:
+    """Fusion has no items to blame: that its workers die spends no attempts, but not for ever."""
+    make_job(sessions, slices=1, modalities="t")
+    run_dry(sessions, Queue.TEXT)
+    for death in range(engine.MAX_DEATHS + 2):
+        (lease,) = claim(sessions, Queue.FUSION)
+        assert (shard_of(sessions, lease).attempts, lease.isolated) == (min(death, 1), death > 0)
+        start(sessions, lease)
+        kill(sessions, lease)
+    assert shard_of(sessions, lease).error_code == "worker_died"
 
 
 def test_a_large_tenant_does_not_hold_up_a_small_one(sessions: Sessions) -> None:

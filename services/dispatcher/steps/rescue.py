@@ -14,7 +14,7 @@ def rescue(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # leas
     rescued = 0
     while True:
         with context.sessions.begin() as session:
-            count = engine.reclaim_expired(session, max_attempts=context.settings.engine.max_attempts, limit=CHUNK)
+            count = engine.reclaim_expired(session, limit=CHUNK)
         rescued += count
         if count < CHUNK:
             return rescued

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from librosa.feature import melspectrogram
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,7 +19,6 @@ from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.loading import digest_of, fingerprint_of, load_packaged_weights
 from shared.ml.encoders.pretrained import invalid
-from shared.ml.encoders.spectrogram import magnitudes, mel_filterbank
 
 SAMPLE_RATE, N_FFT, HOP, N_MELS = 16_000, 400, 160, 40
 HIDDEN, LAYERS, DIMENSION = 256, 3, 256
@@ -95,6 +95,5 @@ def windows_of(samples: NDArray[np.float32]) -> Windows:
     if coverage < MIN_COVERAGE and len(starts) > 1:
         starts = starts[:-1]
     padded = np.pad(samples, (0, max((starts[-1] + WINDOW) * HOP - len(samples), 0)))
-    filterbank = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).T
-    mel = np.concatenate([block**2 @ filterbank for block in magnitudes(padded, N_FFT, HOP)])
+    mel = melspectrogram(y=padded, sr=SAMPLE_RATE, n_fft=N_FFT, hop_length=HOP, n_mels=N_MELS).T
     return np.stack([mel[start : start + WINDOW] for start in starts])
