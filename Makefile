@@ -75,7 +75,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict and the import contracts
 
 .PHONY: test-unit
 test-unit: $(VENV)/.dev ## Tests that need no servers
-	$(BIN)/pytest tests/unit tests/contract
+	$(BIN)/pytest -n 2 tests/unit tests/contract
 
 .PHONY: test-servers
 test-servers: $(VENV)/.dev ## Tests against real Postgres, Redis and S3

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -14,6 +15,10 @@ from shared.ids import new_id
 from shared.migrations.upgrade import upgrade
 from shared.settings import Settings, load_settings
 from shared.storage.objects import ObjectStore, make_store
+
+# The same examples everywhere, and no deadline: a busy machine is no fault of the code.
+hypothesis.settings.register_profile("trivium", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("trivium")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import ItemError
+from shared.errors import ItemError, TriviumError
 from shared.observability import get_logger
 
 log = get_logger(__name__)
@@ -33,6 +33,12 @@ Decoded = NDArray[Any]
 
 #: A decode process may take this long to import what it needs, on a busy machine.
 START_SECONDS = 120.0
+
+
+class DecoderUnavailableError(TriviumError):
+    """A decode process does not start; the attempt at the shard fails, not the item."""
+
+    code = "decoder_unavailable"
 
 
 class DecodePool:
@@ -87,10 +93,9 @@ class _Child:
             self._ready = False
             self._process = self._start()
         assert self._process.stdin is not None
+        if not self._ready:
+            self._wait_ready()
         try:
-            if not self._ready:
-                self._answer(time.monotonic() + START_SECONDS)
-                self._ready = True
             _write(self._process.stdin, {"bytes": len(data), "seconds": seconds, "options": options}, data)
             header, body = self._answer(time.monotonic() + seconds)
             if "code" not in header:
@@ -104,6 +109,15 @@ class _Child:
             self.kill()
             raise ItemError("Decoding this item ended its process.", code="decode_crashed") from None
         raise refusal
+
+    def _wait_ready(self) -> None:
+        """Raises DecoderUnavailableError: that it does not start is no item's fault."""
+        try:
+            self._answer(time.monotonic() + START_SECONDS)
+        except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
+            self.kill()
+            raise DecoderUnavailableError(f"A decode process did not start: {error!r}") from error
+        self._ready = True
 
     def kill(self) -> None:
         self._process.kill()
@@ -173,6 +187,8 @@ def serve(decode: Callable[[bytes, dict[str, Any]], Decoded], requests: BinaryIO
             body = array.reshape(-1).view(np.uint8).data if array.size else b""
             answer = {"bytes": array.nbytes, "dtype": array.dtype.str, "shape": array.shape}
             _write(answers, answer, body)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # or it would end a child that only waits for the next item
 
 
 def _requests(stream: BinaryIO) -> Iterable[tuple[dict[str, Any], bytes]]:

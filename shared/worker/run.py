@@ -22,6 +22,7 @@ from shared.version import trivium_version
 from shared.worker.context import Pool, PoolFactory, WorkerContext, new_worker_id
 from shared.worker.leases import HeldLeases
 from shared.worker.loop import ShardLoop
+from shared.worker.scratch import use_scratch_folder
 
 log = get_logger(__name__)
 
@@ -46,6 +47,7 @@ def build_context(queue: Queue) -> WorkerContext:
 def run_worker(queue: Queue, make_pool: PoolFactory) -> int:
     """Runs a worker of `queue` until SIGTERM or SIGINT; returns the exit code."""
     context = build_context(queue)
+    use_scratch_folder()
     pool = make_pool(context)  # decode processes are spawned here, before torch is loaded
     held = HeldLeases(context.worker_id, queue, trivium_version(), pool.loaded_models)
     loop = ShardLoop(context, pool, held)

@@ -11,9 +11,10 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from shared.db import make_engine, make_sessions
+from shared.db import Sessions, make_engine, make_sessions
 from shared.settings import Settings, load_settings
 from shared.storage.objects import make_store
 from tests.chaos import report, verdict
@@ -26,22 +27,32 @@ from tests.chaos.workload import Workload, make_client
 
 #: The share of the time in which workers are only killed.
 _ALONE_SHARE = 0.3
-#: What runs when the attack is over gets so long to end.
-_SETTLE_SECONDS = 240.0
+#: Shards of dead workers whose jobs are over by then are looked at for so long.
+_LAST_LOOK_SECONDS = 60.0
+
+
+@dataclass
+class Course:
+    """One run in the making: what takes part in it, and what it came to."""
+
+    stack: ChaosStack
+    settings: Settings
+    sessions: Sessions
+    workload: Workload
+    watch: Watch
+    attack: Attack
+    judged: verdict.Verdict
+    calm: report.Load | None = None
+    chaos: report.Load | None = None
 
 
 def main() -> int:
     """Runs as the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long faults are done (%(default)s)")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="a new one unless given")
-    parser.add_argument("--only", default="", help="only faults whose name holds this")
-    parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
-    arguments = parser.parse_args()
+    arguments = _parse_arguments()
     print(f"seed {arguments.seed}, {arguments.minutes:g} minutes", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="trivium-chaos-"))
     try:
-        good = run(folder, arguments.minutes * 60, arguments.seed, arguments.only)
+        good = run(folder, arguments)
     except BaseException:
         arguments.keep = True
         raise
@@ -53,61 +64,96 @@ def main() -> int:
     return 0 if good else 1
 
 
-def run(folder: Path, seconds: float, seed: int, only: str) -> bool:
+def run(folder: Path, arguments: argparse.Namespace) -> bool:
     """One run in an empty folder; prints the report and says whether all is well."""
     stack = ChaosStack(folder)
-    judged = verdict.Verdict()
     try:
         with stack:
             stack.wait_ready()
             stack.wait_workers(REPLICAS)
-            figures = _attack(stack, judged, folder, seconds, seed, only)
-        verdict.judge_machine(judged, folder, stack.temporary)
+            course = _prepare(stack, folder, arguments.seed)
+            _keep_calm(course)
+            _attack(course, arguments.minutes * 60, arguments.only)
+            _settle(course, arguments.settle)
+            _judge(course)
+        verdict.judge_machine(course.judged, folder, stack.temporary)
     finally:
         stack.release_disk()
-    attack, workload, watch, calm, chaos = figures
-    print(report.table(attack, workload.runs, watch.recoveries))
-    print(report.findings(attack, judged))
-    result = report.summary(seed, attack, judged, watch.recoveries, calm, chaos)
-    print(report.json_line(result), flush=True)
-    return bool(result["ok"])
+    assert course.calm is not None
+    assert course.chaos is not None
+    recoveries = course.watch.recoveries
+    print(report.table(course.attack, course.workload.runs, recoveries))
+    print(report.findings(course.attack, course.judged))
+    figures = report.summary(
+        arguments.seed, course.attack, course.judged, recoveries, calm=course.calm, chaos=course.chaos
+    )
+    print(report.json_line(figures), flush=True)
+    return bool(figures["ok"])
 
 
-def _attack(
-    stack: ChaosStack, judged: verdict.Verdict, folder: Path, seconds: float, seed: int, only: str
-) -> tuple[Attack, Workload, Watch, report.Load, report.Load]:
-    """Calm, attack, and everything about it that can be judged while the servers run."""
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long faults are done (%(default)s)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="a new one unless given")
+    parser.add_argument("--only", default="", help="only faults whose name holds this")
+    parser.add_argument("--settle", type=float, default=240.0, help="seconds that jobs get to end then (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
+    return parser.parse_args()
+
+
+def _prepare(stack: ChaosStack, folder: Path, seed: int) -> Course:
     settings = _settings(stack)
-    db = make_engine(settings.database_url.get_secret_value(), application="chaos")
-    sessions = make_sessions(db)
+    sessions = make_sessions(make_engine(settings.database_url.get_secret_value(), application="chaos"))
     workload, watch = _workload(stack, folder, seed), Watch(sessions)
-    kinds = make_kinds()
-    began = time.monotonic()
-    workload.calm(kinds)
-    calm = report.load_of(workload.runs, began, time.monotonic())
-    print(f"calm: {calm.jobs} jobs, {calm.items_per_second} items/s", flush=True)
-    watch.start()
-    workload.start(kinds)
     attack = Attack(Ground(stack, watch, workload), str(seed))
+    return Course(stack, settings, sessions, workload, watch, attack, verdict.Verdict())
+
+
+def _keep_calm(course: Course) -> None:
+    """Every kind of job once."""
     began = time.monotonic()
+    course.workload.calm(make_kinds())
+    course.calm = report.load_of(course.workload.runs, began, time.monotonic())
+    print(f"calm: {course.calm.jobs} jobs, {course.calm.items_per_second} items/s", flush=True)
+
+
+def _attack(course: Course, seconds: float, only: str) -> None:
+    """Kills alone, then everything at once, while jobs are submitted."""
+    began = time.monotonic()
+    course.watch.start()
+    course.workload.start(make_kinds())
     alone = {name: fault for name, fault in ALONE.items() if only in name}
-    share = _ALONE_SHARE if alone else 0.0
     if alone:
-        attack.run({"alone": (alone, (0.5, 2.0))}, seconds * share)
+        course.attack.run({"alone": (alone, (0.5, 2.0))}, seconds * _ALONE_SHARE)
     lanes = {
         lane: ({name: f for name, f in faults.items() if only in name}, pause)
         for lane, (faults, pause) in LANES.items()
     }
-    attack.run({lane: chosen for lane, chosen in lanes.items() if chosen[0]}, seconds * (1 - share))
-    chaos = report.load_of(workload.runs, began, time.monotonic())
-    _settle(stack, workload, watch)
-    verdict.judge_runs(judged, workload.runs)
-    verdict.judge_rows(judged, workload.runs, sessions, watch)
-    stack.services.stop()  # so that nothing is written while the bucket is looked at
-    verdict.judge_objects(judged, sessions, make_store(settings), settings)
-    judged.wrong += [f"strange answer: {words}" for words in workload.strange]
-    db.dispose()
-    return attack, workload, watch, calm, chaos
+    left = seconds * (1 - _ALONE_SHARE) if alone else seconds
+    course.attack.run({lane: chosen for lane, chosen in lanes.items() if chosen[0]}, left)
+    course.chaos = report.load_of(course.workload.runs, began, time.monotonic())
+
+
+def _settle(course: Course, seconds: float) -> None:
+    """Everything is in order again: what runs has to end now."""
+    for proxy in course.stack.proxies.values():
+        proxy.heal()
+    course.workload.stop(seconds)
+    course.stack.wait_workers(REPLICAS)  # those that start just now would be stopped before they can clean up
+    deadline = time.monotonic() + _LAST_LOOK_SECONDS
+    while time.monotonic() < deadline and course.watch.waiting():
+        time.sleep(0.2)
+    course.watch.stop()
+
+
+def _judge(course: Course) -> None:
+    """Everything that can be judged while the servers run."""
+    judged, runs = course.judged, course.workload.runs
+    verdict.judge_runs(judged, runs)
+    verdict.judge_rows(judged, runs, course.sessions, course.watch)
+    course.stack.services.stop()  # so that nothing is written while the bucket is looked at
+    verdict.judge_objects(judged, course.sessions, make_store(course.settings), course.settings)
+    judged.wrong += [f"strange answer: {words}" for words in course.workload.strange]
 
 
 def _workload(stack: ChaosStack, folder: Path, seed: int) -> Workload:
@@ -116,17 +162,6 @@ def _workload(stack: ChaosStack, folder: Path, seed: int) -> Workload:
     downloads = folder / "client"
     downloads.mkdir()
     return Workload({"default": client, "other": other}, downloads, str(seed))
-
-
-def _settle(stack: ChaosStack, workload: Workload, watch: Watch) -> None:
-    """Everything is in order again: what runs has to end now."""
-    for proxy in stack.proxies.values():
-        proxy.heal()
-    workload.stop(_SETTLE_SECONDS)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and watch.waiting():
-        time.sleep(0.2)
-    watch.stop()
 
 
 def _settings(stack: ChaosStack) -> Settings:

@@ -1,4 +1,4 @@
-"""The faults, each a function that does it, waits, and makes it good again; how often, 0 if there was nothing to hit."""
+"""The faults: each does its harm, waits, makes it good again, and returns how often it did it."""
 
 import os
 import random
@@ -71,7 +71,8 @@ def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> i
     """One worker of each pool is killed, if it is busy; nothing else is done until their shards are in other hands."""
     victims = {choice.choice(ground.stack.workers(pool)) for pool in REPLICAS}
     killed = sum(_kill(ground, victim, with_keeper=with_keeper, alone=True) for victim in victims if victim.running)
-    while ground.watch.waiting() and not ground.stopping.is_set():
+    deadline = time.monotonic() + 2 * PAST_THE_LEASE
+    while ground.watch.waiting() and time.monotonic() < deadline:  # past the end of the attack too
         time.sleep(0.1)
     ground.wait(SECONDS_TO_START)
     return killed

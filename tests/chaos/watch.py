@@ -11,7 +11,7 @@ from sqlalchemy import Select, func, select
 
 from shared.db import Sessions, is_outage
 from shared.jobs.models import Shard, Worker
-from shared.jobs.states import ENDED_SHARDS, ShardState
+from shared.jobs.states import ShardState
 
 _POLL_SECONDS = 0.1
 
@@ -26,12 +26,16 @@ class Held:
 
 @dataclass
 class Recovery:
-    """From the death of a shard's holder to the shard being in other hands, or ended. `seconds` is None until then."""
+    """From the death of a shard's holder to the shard being free to be claimed, and to its being in other hands.
+
+    Both are None until then; the second counts the wait for a worker that has nothing else to do.
+    """
 
     kind: str
     held: Held
     began: float
     alone: bool
+    free: float | None = None
     seconds: float | None = None
 
 
@@ -80,7 +84,7 @@ class Watch:
 
     def froze(self, held: Collection[Held]) -> None:
         """Notes those of a frozen worker's leases that it has lost meanwhile."""
-        self.zombies += [one for one in held if self._gone_on(one)]
+        self.zombies += [one for one in held if not self._look(one)[1]]
 
     def zombie_writes(self) -> list[str]:
         """Results that a frozen worker wrote under a lease that it had lost. A key holds the token of its lease."""
@@ -92,20 +96,23 @@ class Watch:
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_SECONDS):
             for recovery in self.waiting():
-                if self._gone_on(recovery.held):
-                    recovery.seconds = time.monotonic() - recovery.began
+                state, ours = self._look(recovery.held)
+                elapsed = time.monotonic() - recovery.began
+                if recovery.free is None and not ours:
+                    recovery.free = elapsed
+                if not ours and state != ShardState.READY:
+                    recovery.seconds = elapsed
 
-    def _gone_on(self, held: Held) -> bool:
-        """Whether a shard ended or is in other hands than those that held it."""
+    def _look(self, held: Held) -> tuple[str, bool]:
+        """A shard's state, and whether it still is in the hands that held it (so, while Postgres is away)."""
         rows = self._read(select(Shard.state, Shard.lease_token).where(Shard.id == held.shard_id))
         if rows is None:
-            return False
+            return ShardState.LEASED, True
         if not rows:
-            return True  # its job was deleted
-        state, token = rows[0]
-        return state in ENDED_SHARDS or (state == ShardState.LEASED and token != held.token)
+            return ShardState.DONE, False  # its job was deleted
+        return rows[0][0], rows[0][1] == held.token
 
-    def _read(self, query: Select[Any]) -> list[Any] | None:
+    def _read(self, query: Select[*tuple[Any, ...]]) -> list[Any] | None:
         """The rows; None while Postgres is away."""
         try:
             with self._sessions() as session:

@@ -26,7 +26,7 @@ from tests.chaos.kinds import Kind
 T = TypeVar("T")
 
 #: Jobs under way at once.
-CLIENTS = 8
+CLIENTS = 6
 
 #: Of the jobs that ended, so many are deleted.
 _DELETED = 0.3
@@ -149,13 +149,11 @@ class Workload:
     def _run(self, run: Run, choice: random.Random, *, cancel: bool) -> Job:
         client, kind = self._client(run), run.kind
         if kind.items is not None:
-            job = self._patiently(
-                lambda: client.jobs.create(items=kind.items, idempotency_key=run.key, **kind.options)  # type: ignore[arg-type]  # made by us
-            )
+            job = self._patiently(lambda: client.jobs.create(items=kind.items, idempotency_key=run.key, **kind.options))
         else:
             file = self._patiently(lambda: self._upload(client, kind))
             job = self._patiently(
-                lambda: client.jobs.create(input={"file_id": file}, idempotency_key=run.key, **kind.options)  # type: ignore[arg-type]  # as above
+                lambda: client.jobs.create(input={"file_id": file}, idempotency_key=run.key, **kind.options)
             )
         run.job_id = job.id
         if cancel:

@@ -1,7 +1,10 @@
 """The decode processes: results, errors, crashes, endless loops and memory, each costing only its own item."""
 
 import ctypes
+import io
+import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from shared.errors import ItemError
-from shared.worker.decode import DecodePool
+from shared.worker.decode import DecodePool, DecoderUnavailableError, serve
 
 
 def decode(data: bytes, options: dict[str, Any]) -> np.ndarray:
@@ -86,6 +89,22 @@ def test_a_bad_item_fails_alone(pool: DecodePool, data: bytes, code: str) -> Non
             assert caught.value.error_code == code
         else:
             assert bytes(future.result().astype(np.uint8)) == content
+
+
+def test_the_alarm_is_off_between_items() -> None:
+    """Whatever became of an item, a child that waits for the next one is not ended by the last one's time limit."""
+    for data in (b"good", b"bad", b"bug"):
+        request = json.dumps({"bytes": len(data), "seconds": 1, "options": {}}).encode() + b"\n" + data
+        serve(decode, io.BytesIO(request), io.BytesIO())
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_decoder_that_does_not_start_is_no_items_fault() -> None:
+    """The future has an error, but none of the item's."""
+    pool = DecodePool("no_such_module:decode", processes=1, seconds=1, memory_bytes=256 * 1024**2)
+    with pytest.raises(DecoderUnavailableError):
+        pool.submit(b"x", {}).result()
+    pool.close()
 
 
 def test_close_leaves_no_process(pool: DecodePool) -> None:
