@@ -20,8 +20,6 @@ from tests.chaos.workload import Workload
 
 #: A lease of 30 s, renewed at any moment before the freeze, and the sweep.
 PAST_THE_LEASE = 36.0
-#: Until a worker that was killed takes part again.
-SECONDS_TO_START = 8.0
 
 
 @dataclass
@@ -74,7 +72,7 @@ def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> i
     deadline = time.monotonic() + 2 * PAST_THE_LEASE
     while ground.watch.waiting() and time.monotonic() < deadline:  # past the end of the attack too
         time.sleep(0.1)
-    ground.wait(SECONDS_TO_START)
+    ground.stack.wait_workers(REPLICAS)
     return killed
 
 

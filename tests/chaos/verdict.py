@@ -74,8 +74,7 @@ def judge_rows(verdict: Verdict, runs: list[Run], sessions: Sessions, watch: Wat
 
 
 def judge_objects(verdict: Verdict, sessions: Sessions, store: ObjectStore, settings: Settings) -> None:
-    """What the bucket says: what rows name is there, and, after a search for orphans, nothing else is."""
-    verdict.lost += oracle.missing_objects(sessions, store)
+    """What the bucket says, after a search for orphans: what rows name is there, and nothing else is."""
     context = SweepContext(
         settings.model_copy(update={"engine": settings.engine.model_copy(update={"orphan_seconds": 0.0})}),
         sessions,

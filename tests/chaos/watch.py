@@ -83,8 +83,15 @@ class Watch:
             return [recovery for recovery in self.recoveries if recovery.seconds is None]
 
     def froze(self, held: Collection[Held]) -> None:
-        """Notes those of a frozen worker's leases that it has lost meanwhile."""
-        self.zombies += [one for one in held if not self._look(one)[1]]
+        """Notes those of a frozen worker's leases that it has lost meanwhile.
+
+        Not those under which it finished: what it had sent before it froze may have come in after.
+        """
+        for one in held:
+            rows = self._read(select(Shard.result_key).where(Shard.id == one.shard_id))
+            finished = bool(rows) and one.token.hex in (rows[0][0] or "")
+            if rows is not None and not finished and not self._look(one)[1]:
+                self.zombies.append(one)
 
     def zombie_writes(self) -> list[str]:
         """Results that a frozen worker wrote under a lease that it had lost. A key holds the token of its lease."""

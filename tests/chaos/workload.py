@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: Jobs under way at once.
 CLIENTS = 6
 
+#: With nothing in their way, one job of each kind ends within this.
+_CALM_SECONDS = 300.0
+
 #: Of the jobs that ended, so many are deleted.
 _DELETED = 0.3
 
@@ -93,13 +96,15 @@ class Workload:
         self._threads: list[threading.Thread] = []
 
     def calm(self, kinds: Sequence[Kind]) -> list[Run]:
-        """Runs each kind once and takes what comes out as what is expected of it."""
+        """Runs each kind once and takes what comes out as what is expected of it. Raises TimeIsUpError."""
+        self.deadline = time.monotonic() + _CALM_SECONDS
         with ThreadPoolExecutor(CLIENTS) as pool:
             runs = list(pool.map(lambda kind: self._follow(kind, random.Random(kind.name), calm=True), kinds))
         for run in runs:
             if run.outcome is None:
                 raise TimeIsUpError(f"the calm run of {run.kind.name} did not end: {run.problems}")
             self.expected[run.kind.name] = run.outcome
+        self.deadline = float("inf")
         return runs
 
     def start(self, kinds: Sequence[Kind]) -> None:

@@ -11,6 +11,66 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_api_keys()
+    _create_blobs()
+    _create_cache_segments()
+    _create_jobs()
+    _create_queue_clocks()
+    _create_tenant_clocks()
+    _create_workers()
+    _create_cache_entries()
+    _create_events()
+    _create_files()
+    _create_item_errors()
+    _create_job_files()
+    _create_job_stages()
+    _create_models()
+    _create_shards()
+    for queue in ("plan", "text", "image", "audio", "fusion"):
+        op.execute(sa.text("INSERT INTO queue_clocks (queue, vtime) VALUES (:queue, 0)").bindparams(queue=queue))
+
+
+def downgrade() -> None:
+    op.drop_index("shards_ready", table_name="shards", postgresql_where=sa.text("state = 'ready'"))
+    op.drop_index(
+        "shards_of_tenant", table_name="shards", postgresql_where=sa.text("state IN ('ready', 'blocked', 'leased')")
+    )
+    op.drop_index("shards_leased", table_name="shards", postgresql_where=sa.text("state = 'leased'"))
+    op.drop_table("shards")
+    op.drop_index("models_of_tenant", table_name="models")
+    op.drop_index(op.f("ix_models_job_id"), table_name="models")
+    op.drop_table("models")
+    op.drop_table("job_stages")
+    op.drop_index(op.f("ix_job_files_file_id"), table_name="job_files")
+    op.drop_table("job_files")
+    op.drop_table("item_errors")
+    op.drop_index("files_of_tenant", table_name="files")
+    op.drop_index("files_of_blob", table_name="files")
+    op.drop_table("files")
+    op.drop_index("events_of_job", table_name="events")
+    op.drop_table("events")
+    op.drop_index(op.f("ix_cache_entries_segment"), table_name="cache_entries")
+    op.drop_table("cache_entries")
+    op.drop_table("workers")
+    op.drop_table("tenant_clocks")
+    op.drop_table("queue_clocks")
+    op.drop_index("jobs_of_tenant", table_name="jobs")
+    op.drop_index("jobs_metadata", table_name="jobs", postgresql_using="gin")
+    op.drop_index(
+        "jobs_unpublished",
+        table_name="jobs",
+        postgresql_where=sa.text("status = 'succeeded' AND published_at IS NULL"),
+    )
+    op.drop_index("jobs_deleted", table_name="jobs", postgresql_where=sa.text("deleted_at IS NOT NULL"))
+    op.drop_index("jobs_ended", table_name="jobs", postgresql_where=sa.text("finished_at IS NOT NULL"))
+    op.drop_table("jobs")
+    op.drop_index("cache_segments_lru", table_name="cache_segments")
+    op.drop_table("cache_segments")
+    op.drop_table("blobs")
+    op.drop_table("api_keys")
+
+
+def _create_api_keys() -> None:
     op.create_table(
         "api_keys",
         sa.Column("id", sa.Text(), nullable=False),
@@ -27,6 +87,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("key_sha256"),
     )
+
+
+def _create_blobs() -> None:
     op.create_table(
         "blobs",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -40,6 +103,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "sha256"),
         sa.UniqueConstraint("key"),
     )
+
+
+def _create_cache_segments() -> None:
     op.create_table(
         "cache_segments",
         sa.Column("key", sa.Text(), nullable=False),
@@ -50,6 +116,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key"),
     )
     op.create_index("cache_segments_lru", "cache_segments", ["tenant", "used_at"], unique=False)
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.Text(), nullable=False),
@@ -95,12 +164,18 @@ def upgrade() -> None:
     )
     op.create_index("jobs_metadata", "jobs", ["metadata"], unique=False, postgresql_using="gin")
     op.create_index("jobs_of_tenant", "jobs", ["tenant", "id"], unique=False)
+
+
+def _create_queue_clocks() -> None:
     op.create_table(
         "queue_clocks",
         sa.Column("queue", sa.Text(), nullable=False),
         sa.Column("vtime", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("queue"),
     )
+
+
+def _create_tenant_clocks() -> None:
     op.create_table(
         "tenant_clocks",
         sa.Column("queue", sa.Text(), nullable=False),
@@ -108,6 +183,9 @@ def upgrade() -> None:
         sa.Column("vtime", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("queue", "tenant"),
     )
+
+
+def _create_workers() -> None:
     op.create_table(
         "workers",
         sa.Column("id", sa.Text(), nullable=False),
@@ -126,6 +204,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
     )
+
+
+def _create_cache_entries() -> None:
     op.create_table(
         "cache_entries",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -137,6 +218,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "fingerprint", "content_sha256"),
     )
     op.create_index(op.f("ix_cache_entries_segment"), "cache_entries", ["segment"], unique=False)
+
+
+def _create_events() -> None:
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger(), nullable=False),
@@ -150,6 +234,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("events_of_job", "events", ["job_id", "id"], unique=False)
+
+
+def _create_files() -> None:
     op.create_table(
         "files",
         sa.Column("id", sa.Text(), nullable=False),
@@ -168,6 +255,9 @@ def upgrade() -> None:
     )
     op.create_index("files_of_blob", "files", ["tenant", "sha256"], unique=False)
     op.create_index("files_of_tenant", "files", ["tenant", "id"], unique=False)
+
+
+def _create_item_errors() -> None:
     op.create_table(
         "item_errors",
         sa.Column("job_id", sa.Text(), nullable=False),
@@ -180,6 +270,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "item_index", "modality"),
     )
+
+
+def _create_job_files() -> None:
     op.create_table(
         "job_files",
         sa.Column("job_id", sa.Text(), nullable=False),
@@ -188,6 +281,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "file_id"),
     )
     op.create_index(op.f("ix_job_files_file_id"), "job_files", ["file_id"], unique=False)
+
+
+def _create_job_stages() -> None:
     op.create_table(
         "job_stages",
         sa.Column("job_id", sa.Text(), nullable=False),
@@ -203,6 +299,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "stage"),
     )
+
+
+def _create_models() -> None:
     op.create_table(
         "models",
         sa.Column("id", sa.Text(), nullable=False),
@@ -223,6 +322,9 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_models_job_id"), "models", ["job_id"], unique=False)
     op.create_index("models_of_tenant", "models", ["tenant", "id"], unique=False)
+
+
+def _create_shards() -> None:
     op.create_table(
         "shards",
         sa.Column("id", sa.BigInteger(), nullable=False),
@@ -282,45 +384,3 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("state = 'ready'"),
     )
-    for queue in ("plan", "text", "image", "audio", "fusion"):
-        op.execute(sa.text("INSERT INTO queue_clocks (queue, vtime) VALUES (:queue, 0)").bindparams(queue=queue))
-
-
-def downgrade() -> None:
-    op.drop_index("shards_ready", table_name="shards", postgresql_where=sa.text("state = 'ready'"))
-    op.drop_index(
-        "shards_of_tenant", table_name="shards", postgresql_where=sa.text("state IN ('ready', 'blocked', 'leased')")
-    )
-    op.drop_index("shards_leased", table_name="shards", postgresql_where=sa.text("state = 'leased'"))
-    op.drop_table("shards")
-    op.drop_index("models_of_tenant", table_name="models")
-    op.drop_index(op.f("ix_models_job_id"), table_name="models")
-    op.drop_table("models")
-    op.drop_table("job_stages")
-    op.drop_index(op.f("ix_job_files_file_id"), table_name="job_files")
-    op.drop_table("job_files")
-    op.drop_table("item_errors")
-    op.drop_index("files_of_tenant", table_name="files")
-    op.drop_index("files_of_blob", table_name="files")
-    op.drop_table("files")
-    op.drop_index("events_of_job", table_name="events")
-    op.drop_table("events")
-    op.drop_index(op.f("ix_cache_entries_segment"), table_name="cache_entries")
-    op.drop_table("cache_entries")
-    op.drop_table("workers")
-    op.drop_table("tenant_clocks")
-    op.drop_table("queue_clocks")
-    op.drop_index("jobs_of_tenant", table_name="jobs")
-    op.drop_index("jobs_metadata", table_name="jobs", postgresql_using="gin")
-    op.drop_index(
-        "jobs_unpublished",
-        table_name="jobs",
-        postgresql_where=sa.text("status = 'succeeded' AND published_at IS NULL"),
-    )
-    op.drop_index("jobs_deleted", table_name="jobs", postgresql_where=sa.text("deleted_at IS NOT NULL"))
-    op.drop_index("jobs_ended", table_name="jobs", postgresql_where=sa.text("finished_at IS NOT NULL"))
-    op.drop_table("jobs")
-    op.drop_index("cache_segments_lru", table_name="cache_segments")
-    op.drop_table("cache_segments")
-    op.drop_table("blobs")
-    op.drop_table("api_keys")
