@@ -67,7 +67,11 @@ def kill_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -> 
 
 def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> int:
     """One worker of each pool is killed, if it is busy; nothing else is done until their shards are in other hands."""
-    victims = {choice.choice(ground.stack.workers(pool)) for pool in REPLICAS}
+    found = busy_worker(ground, choice)
+    if found is None:
+        return 0
+    others = [pool for pool in REPLICAS if not found[0].name.startswith(pool)]
+    victims = [found[0], *(choice.choice(ground.stack.workers(pool)) for pool in others)]
     killed = sum(_kill(ground, victim, with_keeper=with_keeper, alone=True) for victim in victims if victim.running)
     deadline = time.monotonic() + 2 * PAST_THE_LEASE
     while ground.watch.waiting() and time.monotonic() < deadline:  # past the end of the attack too

@@ -89,7 +89,7 @@ class Watch:
         """
         for one in held:
             rows = self._read(select(Shard.result_key).where(Shard.id == one.shard_id))
-            finished = bool(rows) and one.token.hex in (rows[0][0] or "")
+            finished = any(one.token.hex in (row[0] or "") for row in rows or ())
             if rows is not None and not finished and not self._look(one)[1]:
                 self.zombies.append(one)
 
