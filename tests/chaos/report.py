@@ -61,10 +61,12 @@ def summary(
     seed: int, attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], *, calm: Load, chaos: Load
 ) -> dict[str, object]:
     """The figures of the JSON line; `ok` decides about the exit status."""
-    alone = [r.seconds for r in recoveries if r.alone and r.seconds is not None]
+    killed_alone = [r for r in recoveries if r.alone]
+    alone = [r.seconds for r in killed_alone if r.seconds is not None]
     mixed = [r.seconds for r in recoveries if not r.alone and r.seconds is not None]
-    free = [r.free for r in recoveries if r.alone and r.free is not None]
-    late = any(r.alone and (r.free is None or r.free > RECOVERY_LIMIT) for r in recoveries)
+    free = [r.free for r in killed_alone if r.free is not None]
+    # A run in which nothing had to recover has not shown that it can.
+    late = not killed_alone or any(r.seconds is None or r.seconds > RECOVERY_LIMIT for r in killed_alone)
     return {
         "ok": verdict.good and not late and not attack.broken,
         "seed": seed,
