@@ -201,7 +201,7 @@ class Extraction:
         control.check()
         try:
             decoded = future.result()
-            batch.prepared[content] = batch.encoder.preprocess(decoded)
+            batch.prepared[content] = preprocess_item(batch.encoder, decoded)
         except ItemError as error:
             batch.errors[content] = error
             return 0
@@ -277,6 +277,17 @@ def _content_of(item: PlannedItem, modality: Modality) -> str:
 
 def _is_hash(content: str) -> bool:
     return not content.startswith("item-")
+
+
+def preprocess_item(encoder: Encoder, decoded: Any) -> Any:
+    """The model's input. Raises ItemError whatever goes wrong: libraries' processors refuse odd items in many ways."""
+    try:
+        return encoder.preprocess(decoded)
+    except ItemError:
+        raise
+    except Exception as error:
+        message = f"The encoder cannot take this item: {type(error).__name__}: {error}"
+        raise ItemError(message[:500], code="unsuitable_media") from error
 
 
 def _next_chunk(batch: Batch, modality: Modality) -> list[str]:
