@@ -32,7 +32,7 @@ log = get_logger(__name__)
 Decoded = NDArray[Any]
 
 #: A decode process may take this long to import what it needs, on a busy machine.
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 class DecoderUnavailableError(TriviumError):

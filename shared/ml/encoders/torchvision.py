@@ -17,6 +17,7 @@ from shared.catalog import EncoderSpec
 from shared.errors import JobError
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
+from shared.ml.encoders.image_batches import in_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of, load_packaged_weights
 from shared.ml.encoders.pretrained import invalid
 from shared.ml.onednn import use_onednn
@@ -24,10 +25,6 @@ from shared.ml.torchvision_shim import make_torchvision_importable
 
 #: uint8 [height, width, 3]
 RGB = NDArray[np.uint8]
-
-#: Pixels that a CPU encodes at once. Activations of more images fall out of its cache and, being larger than what
-#: malloc keeps, are mapped and unmapped at every layer: on two Zen 5 cores 8 images at a time are twice as fast as 64.
-_CPU_PIXELS = 8 * 224 * 224
 
 #: What torchvision's builders set whenever they are given pretrained weights.
 _BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -88,10 +85,7 @@ class TorchvisionEncoder:
 
     def encode(self, batch: Sequence[RGB]) -> Vectors:
         """Images of one size to float32 [len(batch), dimension]."""
-        at_once = len(batch)
-        if self._device.type == "cpu":
-            at_once = max(_CPU_PIXELS // self.cost(batch[0]), 1)
-        return np.concatenate([self._forward(batch[i : i + at_once]) for i in range(0, len(batch), at_once)])
+        return np.concatenate([self._forward(part) for part in in_batches(batch, self.cost(batch[0]), self._device)])
 
     @torch.inference_mode()
     def _forward(self, images: Sequence[RGB]) -> Vectors:

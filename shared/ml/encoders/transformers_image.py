@@ -13,6 +13,7 @@ from shared.catalog import EncoderSpec
 from shared.errors import ItemError
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
+from shared.ml.encoders.image_batches import in_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of
 from shared.ml.encoders.pretrained import invalid, load_model, model_files, model_folder
 
@@ -81,7 +82,8 @@ class TransformersImageEncoder:
             by_size[pixels.shape].append(index)
         rows: dict[int, Vectors] = {}
         for indexes in by_size.values():
-            rows.update(zip(indexes, self._forward(torch.stack([batch[i] for i in indexes])), strict=True))
+            for part in in_batches(indexes, self.cost(batch[indexes[0]]), self._device):
+                rows.update(zip(part, self._forward(torch.stack([batch[i] for i in part])), strict=True))
         return np.stack([rows[i] for i in range(len(batch))])
 
     def _load_model(self, folder: Path) -> Any:
