@@ -28,7 +28,6 @@ from deploy.local.s3 import PORT_OFFSETS
 from deploy.local.servers import Servers
 from deploy.local.stack import Stack
 
-START_SECONDS = 4.0  # where nothing else runs
 MIB = 1024**2
 
 
@@ -88,15 +87,9 @@ def s3(servers: Servers) -> Minio:
     return servers.s3.client()
 
 
-def test_an_empty_stack_starts_fast_and_is_small(tmp_path: Path) -> None:
-    servers = Stack.servers_only(tmp_path)
-    began = time.monotonic()
-    with servers:
-        took = time.monotonic() - began
-    size = sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*"))
-    print(f"started in {took:.2f} s, {size / MIB:.0f} MiB")
-    crowding = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert took < START_SECONDS * crowding
+def test_an_empty_stack_is_small(tmp_path: Path) -> None:
+    with Stack.servers_only(tmp_path):
+        size = sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*"))
     assert size < 64 * MIB
 
 
