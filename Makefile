@@ -87,6 +87,7 @@ test-e2e: $(VENV)/.dev ## The whole platform, end to end: slow
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## The platform under attack for five minutes: make chaos ARGS='--minutes 60 --seed 7'
+	$(BIN)/pytest tests/chaos
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: bench

@@ -27,7 +27,8 @@ def make_engine(url: str, *, pool_size: int = 5, application: str = "trivium") -
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,  # keepalives are not sent while a statement waits to be acknowledged
-            "options": "-c statement_timeout=60000 -c lock_timeout=20000 -c idle_in_transaction_session_timeout=60000",
+            # A process that is frozen within a transaction holds its locks, and up its whole queue, for this long.
+            "options": "-c statement_timeout=60000 -c lock_timeout=20000 -c idle_in_transaction_session_timeout=15000",
         },
     )
 

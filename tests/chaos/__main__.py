@@ -1,7 +1,8 @@
 """`make chaos`: the embedded stack under attack for some minutes, then the verdict. Exit status 1 if anything is off.
 
 First every kind of job runs once in calm, which says what is expected of it; then, while jobs of all kinds go on
-being submitted, workers are killed with nothing else about (recovery times); then all faults at once.
+being submitted, workers are killed with nothing else about (recovery times); then processes of every service die at
+each named point; then all faults at once.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from shared.settings import Settings, load_settings
 from shared.storage.objects import make_store
 from tests.chaos import report, verdict
 from tests.chaos.attack import Attack
-from tests.chaos.faults import ALONE, LANES, Ground
+from tests.chaos.faults import ALONE, EVERYWHERE, LANES, Ground
 from tests.chaos.kinds import make_kinds
 from tests.chaos.stack import REPLICAS, ChaosStack
 from tests.chaos.watch import Watch
 from tests.chaos.workload import Workload, make_client
 
-#: The share of the time in which workers are only killed.
-_ALONE_SHARE = 0.3
+#: The shares of the time in which workers are only killed, and in which crash points are gone through.
+_ALONE_SHARE, _POINTS_SHARE = 0.25, 0.3
 #: Shards of dead workers whose jobs are over by then are looked at for so long.
 _LAST_LOOK_SECONDS = 60.0
 
@@ -78,7 +79,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> bool:
             _judge(course)
         verdict.judge_machine(course.judged, folder, stack.temporary)
     finally:
-        stack.release_disk()
+        stack.release_disks()
     assert course.calm is not None
     assert course.chaos is not None
     recoveries = course.watch.recoveries
@@ -118,19 +119,13 @@ def _keep_calm(course: Course) -> None:
 
 
 def _attack(course: Course, seconds: float, only: str) -> None:
-    """Kills alone, then everything at once, while jobs are submitted."""
+    """Kills alone, crash points, then everything at once, while jobs are submitted."""
     began = time.monotonic()
     course.watch.start()
     course.workload.start(make_kinds())
-    alone = {name: fault for name, fault in ALONE.items() if only in name}
-    if alone:
-        course.attack.run({"alone": (alone, (0.5, 2.0))}, seconds * _ALONE_SHARE)
-    lanes = {
-        lane: ({name: f for name, f in faults.items() if only in name}, pause)
-        for lane, (faults, pause) in LANES.items()
-    }
-    left = seconds * (1 - _ALONE_SHARE) if alone else seconds
-    course.attack.run({lane: chosen for lane, chosen in lanes.items() if chosen[0]}, left)
+    course.attack.run({"alone": (ALONE, (0.5, 2.0))}, seconds * _ALONE_SHARE, only)
+    course.attack.run({"points": (EVERYWHERE, (0.5, 1.0))}, seconds * _POINTS_SHARE, only)
+    course.attack.run(LANES, began + seconds - time.monotonic(), only)
     course.chaos = report.load_of(course.workload.runs, began, time.monotonic())
 
 
@@ -149,8 +144,8 @@ def _settle(course: Course, seconds: float) -> None:
 def _judge(course: Course) -> None:
     """Everything that can be judged while the servers run."""
     judged, runs = course.judged, course.workload.runs
-    verdict.judge_runs(judged, runs)
     verdict.judge_rows(judged, runs, course.sessions, course.watch)
+    verdict.judge_runs(judged, runs)
     course.stack.services.stop()  # so that nothing is written while the bucket is looked at
     verdict.judge_objects(judged, course.sessions, make_store(course.settings), course.settings)
     judged.wrong += [f"strange answer: {words}" for words in course.workload.strange]

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from tests.chaos.faults import Fault, Ground
 
+#: By name: what each may do, and the pause between two faults, in seconds.
+Lanes = Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]]
+
 
 @dataclass(frozen=True)
 class Strike:
@@ -32,16 +35,25 @@ class Attack:
     #: Faults of the suite itself.
     broken: list[str] = field(default_factory=list)
 
-    def run(self, lanes: Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]], seconds: float) -> None:
-        """Runs the lanes for so long; when this returns, every fault has been made good."""
+    def run(self, lanes: Lanes, seconds: float, only: str = "") -> None:
+        """Runs the lanes for so long, with the faults that have `only` in their names; none, and it is over at once.
+
+        When this returns, every fault has been made good.
+        """
+        chosen = {
+            lane: ({name: fault for name, fault in faults.items() if only in name}, pause)
+            for lane, (faults, pause) in lanes.items()
+        }
         self.ground.stopping.clear()
         threads = [
             threading.Thread(target=self._lane, args=(name, faults, pause), name=name, daemon=True)
-            for name, (faults, pause) in lanes.items()
+            for name, (faults, pause) in chosen.items()
+            if faults
         ]
         for thread in threads:
             thread.start()
-        time.sleep(seconds)
+        if threads:
+            time.sleep(max(seconds, 0.0))
         self.ground.stopping.set()
         for thread in threads:
             thread.join()

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import redis
 
 from deploy.local.process import Process, StartError
 from tests.chaos.points import POINTS, file_of
-from tests.chaos.stack import REPLICAS, ChaosStack, keeper_of, send
+from tests.chaos.stack import DISKS, REPLICAS, ChaosStack, keeper_of, send
 from tests.chaos.watch import Held, Watch
 from tests.chaos.workload import Workload
 
@@ -117,8 +118,24 @@ def crash_at(ground: Ground, choice: random.Random, *, point: str) -> int:
     deadline = time.monotonic() + 8.0
     while armed.exists() and time.monotonic() < deadline and not ground.stopping.is_set():
         time.sleep(0.05)
+    return _disarmed(armed)
+
+
+def crash_everywhere(ground: Ground, choice: random.Random, *, point: str) -> int:
+    """One process of every service that passes this point dies there."""
+    armed = [file_of(ground.stack.points, point, service) for service in POINTS[point]]
+    for file in armed:
+        file.touch()
+    deadline = time.monotonic() + 20.0
+    while any(file.exists() for file in armed) and time.monotonic() < deadline and not ground.stopping.is_set():
+        time.sleep(0.05)
+    return sum(_disarmed(file) for file in armed)
+
+
+def _disarmed(file: Path) -> bool:
+    """Removes what is still armed; True if somebody took it, and died."""
     try:
-        armed.unlink()
+        file.unlink()
     except FileNotFoundError:
         return True
     return False
@@ -201,9 +218,9 @@ def freeze_s3(ground: Ground, choice: random.Random) -> int:
     return True
 
 
-def fill_disk(ground: Ground, choice: random.Random) -> int:
-    """The file system of object storage is full for some seconds."""
-    disk = ground.stack.disk
+def fill_disk(ground: Ground, choice: random.Random, *, name: str) -> int:
+    """A file system is full for some seconds: object storage's, Postgres's, or that of temporary files."""
+    disk = ground.stack.disks.get(name)
     if disk is None:
         return False
     ballast = disk / "ballast"
@@ -291,7 +308,7 @@ SERVERS: dict[str, Fault] = {
     "redis: off for a whole job": without_redis,
     "s3: stopped": stop_s3,
     "s3: frozen": freeze_s3,
-    "s3: disk full": fill_disk,
+    **{f"{name}: disk full": partial(fill_disk, name=name) for name in DISKS},
 }
 NETWORK: dict[str, Fault] = {
     f"{server}: {words}": partial(fault, server=server)
@@ -312,6 +329,9 @@ ALONE: dict[str, Fault] = {
     "kill -9: worker": partial(kill_alone, with_keeper=False),
     "kill -9: worker and keeper": partial(kill_alone, with_keeper=True),
 }
+
+#: One after the other, in every service at once: each point is sure to be met.
+EVERYWHERE: dict[str, Fault] = {f"crash: {point}": partial(crash_everywhere, point=point) for point in POINTS}
 
 #: What goes on at the same time, with the pause between two faults, in seconds.
 LANES: Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]] = {

@@ -20,8 +20,12 @@ from tests.chaos.proxy import Proxy
 
 DIMENSION = 16
 REPLICAS = {"text": 2, "image": 2, "audio": 2, "fusion": 2}
-#: Bytes of the file system that object storage lives on, where one can be mounted.
-DISK_BYTES = 1536 * 1024**2
+#: Small file systems of their own, where they can be mounted: who writes there, where, and their bytes.
+DISKS = {
+    "postgres, redis and logs": ("data", 1536 * 1024**2),
+    "s3": ("data/s3", 1536 * 1024**2),
+    "temporary files": ("tmp", 256 * 1024**2),
+}
 _MODEL_SECONDS = "0.05"
 #: Small, so that the feature cache serves some of the work and is evicted all the time.
 _CACHE_BYTES = "20000"
@@ -37,10 +41,10 @@ class ChaosStack(Stack):
     def __init__(self, folder: Path):
         self.points, self.temporary = folder / "points", folder / "tmp"
         self.points.mkdir()
-        self.temporary.mkdir()
+        mounted = {name: mount_disk(folder / place, size) for name, (place, size) in DISKS.items()}
+        self.disks = {name: disk for name, disk in mounted.items() if disk is not None}
         encoders = folder / "encoders.json"
         encoders.write_text(json.dumps(_encoders()))
-        self.disk = mount_disk(folder / "data" / "s3", DISK_BYTES)
         self.proxies: dict[str, Proxy] = {}
         super().__init__(
             folder / "data",
@@ -69,15 +73,15 @@ class ChaosStack(Stack):
         return {name: self._through_proxies(value) for name, value in super().environment.items()}
 
     def stop(self) -> None:
-        """Stops everything and unmounts the disk."""
+        """Stops everything."""
         super().stop()
         for proxy in self.proxies.values():
             proxy.close()
 
-    def release_disk(self) -> None:
-        """Unmounts the disk, once nothing needs what is on it."""
-        if self.disk is not None:
-            subprocess.run(["umount", "-l", self.disk], check=False)
+    def release_disks(self) -> None:
+        """Unmounts the disks, once nothing needs what is on them."""
+        for disk in reversed(self.disks.values()):
+            subprocess.run(["umount", "-l", disk], check=False)
 
     def workers(self, pool: str | None = None) -> list[Process]:
         """The worker processes of the pools, or of one."""

@@ -44,12 +44,12 @@ class Verdict:
 
 
 def judge_runs(verdict: Verdict, runs: Iterable[Run]) -> None:
-    """What the clients saw."""
+    """What the clients saw, and what `judge_rows` found out about their jobs."""
     for run in runs:
         for problem in run.problems:
             kind = problem.partition(":")[0]
-            found = {"stuck": verdict.stuck, "doubled": verdict.doubled}.get(kind, verdict.wrong)
-            found.append(f"{run.kind.name} ({run.job_id}): {problem}")
+            lists = {"lost": verdict.lost, "doubled": verdict.doubled, "stuck": verdict.stuck}
+            lists.get(kind, verdict.wrong).append(f"{run.kind.name} ({run.job_id}): {problem}")
 
 
 def judge_rows(verdict: Verdict, runs: list[Run], sessions: Sessions, watch: Watch) -> None:
@@ -63,11 +63,9 @@ def judge_rows(verdict: Verdict, runs: list[Run], sessions: Sessions, watch: Wat
     verdict.wrong += [f"{s.job_id} {s.stage} {s.index} failed: {s.error_code}: {s.error_message}" for s in failed]
     known = {run.job_id for run in runs}
     keys = {run.key for run in runs if run.job_id is None}
-    verdict.lost += [
-        f"{run.job_id} was accepted and is not there"
-        for run in runs
-        if run.job_id and run.job_id not in jobs and not run.deleted
-    ]
+    for run in runs:
+        if run.job_id and run.job_id not in jobs and not run.deleted:
+            run.problems.append("lost: it was accepted and is not there")
     verdict.doubled += [
         f"{id} was never answered for" for id, key in jobs.items() if id not in known and key not in keys
     ]

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,8 +32,8 @@ CLIENTS = 6
 #: With nothing in their way, one job of each kind ends within this.
 _CALM_SECONDS = 300.0
 
-#: Of the jobs that ended, so many are deleted.
-_DELETED = 0.3
+#: Of the jobs that ended, so many are deleted; before, of those in which items failed, so many try them again.
+_DELETED, _RETRIED = 0.3, 0.4
 
 
 class TimeIsUpError(Exception):
@@ -49,22 +50,25 @@ class Outcome:
     errors: tuple[tuple[str, str | None, str], ...]
     table: pa.Table | None
 
-    def differences(self, expected: "Outcome") -> list[str]:
-        """How it differs from the expected one, in words."""
+    def faults(self, expected: "Outcome") -> list[str]:
+        """How it differs from the expected one, in words that begin with what that is."""
         found = [
-            f"{name}: {getattr(self, name)} instead of {getattr(expected, name)}"
+            f"wrong: {name}: {getattr(self, name)} instead of {getattr(expected, name)}"
             for name in ("status", "error_code", "counts", "errors")
             if getattr(self, name) != getattr(expected, name)
         ]
-        if self.table is not None and expected.table is not None and not self.table.equals(expected.table):
-            found.append(f"features differ ({self.table.num_rows} and {expected.table.num_rows} rows)")
-        return found
+        if self.ids == expected.ids and self.table != expected.table:
+            found.append("wrong: the features of some items differ")
+        if lost := (expected.ids - self.ids).total():
+            found.append(f"lost: {lost} items have no row")
+        if doubled := (self.ids - expected.ids).total():
+            found.append(f"doubled: {doubled} rows too many")
+        return [words[:2000] for words in found]
 
     @property
-    def twice(self) -> int:
-        """Items that have more than one row."""
-        ids = [] if self.table is None else self.table["id"].to_pylist()
-        return len(ids) - len(set(ids))
+    def ids(self) -> Counter[str]:
+        """How many rows each item has."""
+        return Counter([] if self.table is None else self.table["id"].to_pylist())
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Run:
     ended: float | None = None
     outcome: Outcome | None = None
     deleted: bool = False
+    retried: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -140,6 +145,8 @@ class Workload:
             run.outcome = self._outcome(run, job)
             if not calm:
                 self._compare(run)
+                if choice.random() < _RETRIED and not run.problems:
+                    self._retry(run)
                 if choice.random() < _DELETED:
                     self._patiently(lambda: self._delete(run))
         except TimeIsUpError as error:
@@ -164,6 +171,22 @@ class Workload:
         if cancel:
             time.sleep(choice.uniform(0, 4))
             self._patiently(lambda: client.jobs.cancel(job.id))
+        return self._wait(client, job)
+
+    def _retry(self, run: Run) -> None:
+        """What failed once fails again: the job has to come to the same end."""
+        client, id = self._client(run), run.job_id or ""
+        try:
+            job = self._patiently(lambda: client.jobs.retry(id))
+        except Conflict as error:
+            if error.error_code not in {"nothing_to_retry", "job_cancelled"}:
+                raise
+            return
+        run.outcome = self._outcome(run, self._wait(client, job))
+        run.retried = True
+        self._compare(run)
+
+    def _wait(self, client: Client, job: Job) -> Job:
         while job.status not in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}:
             self._pause(f"{job.id} is {job.status}")
             job = self._patiently(partial(client.jobs.get, job.id))
@@ -192,9 +215,7 @@ class Workload:
         assert run.outcome is not None
         if run.outcome.status == JobStatus.CANCELLED and "cancel" in run.kind.tags:
             return
-        run.problems += [f"wrong: {words}"[:2000] for words in run.outcome.differences(self.expected[run.kind.name])]
-        if run.outcome.twice:
-            run.problems.append(f"doubled: {run.outcome.twice} items have more than one row")
+        run.problems += run.outcome.faults(self.expected[run.kind.name])
 
     def _delete(self, run: Run) -> None:
         run.deleted = True
