@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tests.chaos.attack import Attack, Strike
+from tests.chaos.faults import ALONE
 from tests.chaos.verdict import Verdict
 from tests.chaos.watch import Recovery
 from tests.chaos.workload import Run
@@ -65,8 +66,9 @@ def summary(
     alone = [r.seconds for r in killed_alone if r.seconds is not None]
     mixed = [r.seconds for r in recoveries if not r.alone and r.seconds is not None]
     free = [r.free for r in killed_alone if r.free is not None]
-    # A run in which nothing had to recover has not shown that it can.
-    late = not killed_alone or any(r.seconds is None or r.seconds > RECOVERY_LIMIT for r in killed_alone)
+    # A run with kills in which nothing had to recover has not shown that it can.
+    killed = any(strike.kind in ALONE for strike in attack.strikes)
+    late = (killed and not killed_alone) or any(r.seconds is None or r.seconds > RECOVERY_LIMIT for r in killed_alone)
     return {
         "ok": verdict.good and not late and not attack.broken,
         "seed": seed,
