@@ -25,6 +25,8 @@ class JobType(StrEnum):
     """What a job does."""
 
     FEATURES = "features"
+    FINE_TUNE = "fine_tune"
+    PREDICT = "predict"
 
 
 class JobStatus(StrEnum):
@@ -141,25 +143,51 @@ class Fusion(Strict):
         return self
 
 
-class FeaturesRequest(Strict):
-    """A job that turns items into vectors and one fused vector each."""
+class JobOptions(Strict):
+    """What every job can be given."""
 
-    type: Literal[JobType.FEATURES] = JobType.FEATURES
+    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class ItemSource(Strict):
+    """Items, and how they become vectors."""
+
     items: list[Item] | None = Field(None, description="the items themselves, for small jobs", min_length=1)
     input: Input | None = Field(None, description="or where the manifest is")
     encoders: Encoders = Field(default_factory=Encoders)
     preprocessing: Preprocessing = Field(default_factory=Preprocessing)
-    fusion: Fusion = Field(default_factory=Fusion)
     shard_size: int = Field(256, ge=1, le=4096, description="items in one shard")
-    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
-    metadata: Metadata = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_a_modality(self) -> Self:
+        if not self.encoders.chosen():
+            raise ValueError("at least one modality needs an encoder")
+        return self
+
+
+class FeaturesRequest(JobOptions, ItemSource):
+    """A job that turns items into vectors and one fused vector each."""
+
+    type: Literal[JobType.FEATURES] = JobType.FEATURES
+    fusion: Fusion = Field(default_factory=Fusion)
 
     @model_validator(mode="after")
     def _items_or_input(self) -> Self:
         if (self.items is None) == (self.input is None):
             raise ValueError("give either items or input")
-        if not self.encoders.chosen():
-            raise ValueError("at least one modality needs an encoder")
+        return self
+
+
+class FeatureSource(ItemSource):
+    """A feature set that a job made, or items that become one."""
+
+    features: str | None = Field(None, description="or the job whose feature set is used", examples=["job-01k9…"])
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> Self:
+        if sum(source is not None for source in (self.items, self.input, self.features)) != 1:
+            raise ValueError("give one of items, input and features")
         return self
 
 
