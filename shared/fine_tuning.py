@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from shared.schemas import FeatureSource, JobOptions, JobType, Strict
+from shared.schemas import FeatureSource, FeaturesRequest, JobOptions, JobType, Strict
 
 
 class Method(StrEnum):
@@ -123,3 +123,16 @@ class PredictRequest(JobOptions, FeatureSource):
     type: Literal[JobType.PREDICT]
     model: str = Field(examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"])
     contributions: bool = Field(True, description="how much each modality moved each prediction (Shapley values)")
+
+
+def _type_of(value: Any) -> str:
+    return str(value.get("type", JobType.FEATURES) if isinstance(value, dict) else getattr(value, "type", ""))
+
+
+#: Any job, told by its `type`; without one it is a features job.
+JobRequest = Annotated[
+    Annotated[FeaturesRequest, Tag("features")]
+    | Annotated[FineTuneRequest, Tag("fine_tune")]
+    | Annotated[PredictRequest, Tag("predict")],
+    Discriminator(_type_of),
+]

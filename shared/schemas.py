@@ -276,6 +276,7 @@ class Job(BaseModel):
     stages: dict[Stage, StageProgress]
     request: dict[str, Any]
     metadata: Metadata
+    models: list[str] = Field(default_factory=list, description="what it made: see `GET /v1/models/{id}`")
     error: JobError | None = None
 
 
@@ -315,6 +316,19 @@ class JobEvent(BaseModel):
     data: dict[str, Any]
 
 
+ModelKind = Literal["encoder", "fitted_encoder", "classifier", "regressor", "align"]
+
+
+class FineTuned(BaseModel):
+    """What a fine_tune job made: what it takes, what it says, and how well (on items it was not trained on)."""
+
+    encoders: dict[Modality, str] = Field(description="whose vectors it takes")
+    fusions: list[str]
+    classes: list[str] = Field(description="of a classifier, in the order of its probabilities")
+    multi_label: bool = False
+    metrics: dict[str, Any]
+
+
 class ModelEntry(BaseModel):
     """Anything in the registry: a built-in encoder, or what a job made."""
 
@@ -322,8 +336,8 @@ class ModelEntry(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "trivium"
-    kind: Literal["encoder", "fitted_encoder"] = "encoder"
-    modality: Modality
+    kind: ModelKind = "encoder"
+    modality: Modality | None = Field(description="null: of all its modalities")
     dimension: int
     loader: str
     source: str = ""
@@ -331,6 +345,8 @@ class ModelEntry(BaseModel):
     licence: str = "unknown"
     description: str = ""
     job_id: str | None = None
+    fine_tuned: FineTuned | None = None
+    files: list[str] = Field(default_factory=list, description="what can be downloaded of it")
 
 
 class WorkerEntry(BaseModel):

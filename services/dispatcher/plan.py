@@ -41,7 +41,7 @@ class PlanJob:
 
     def prepare(self, lease: Lease, control: Control) -> ManifestPlace:
         """Finds the manifest. Raises JobError if the tenant has no such file, or may not read the prefix."""
-        source = PlanRequest.model_validate(lease.request).input
+        source = PlanRequest.of(lease.request).input
         if source is None:
             return ManifestPlace(keys.inline_items(lease.job_id))
         try:
@@ -54,7 +54,7 @@ class PlanJob:
 
     def run(self, lease: Lease, prepared: ManifestPlace, control: Control) -> Plan:
         """Streams the manifest into slices. An outage hands the shard back, and planning starts over."""
-        context, request = self._context, PlanRequest.model_validate(lease.request)
+        context, request = self._context, PlanRequest.of(lease.request)
         reading = Reading(context.store, context.settings.limits, lease.job_id, lease.token, control.check)
         source = _open(reading, prepared)
         return plan_rows(

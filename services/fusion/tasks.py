@@ -71,7 +71,7 @@ class FuseFeatures:
 
     def run(self, lease: Lease, prepared: Slice, control: Control) -> Slice:  # noqa: ARG002
         """Fuses."""
-        fusion = lease.request["fusion"]
+        fusion = lease.schema["fusion"]
         if fusion["method"] == FusionMethod.CONCAT:
             prepared.fused = concat(prepared.vectors, prepared.present)
         elif fusion["method"] == FusionMethod.WEIGHTED:
@@ -158,4 +158,4 @@ def _unusable(item: PlannedItem) -> ItemFailure:
 
 
 def _provenance(lease: Lease) -> dict[str, Any]:
-    return {"job_id": lease.job_id, "encoders": lease.schema["encoders"], "fusion": lease.request["fusion"]}
+    return {"job_id": lease.job_id, "encoders": lease.schema["encoders"], "fusion": lease.schema["fusion"]}

@@ -2,22 +2,31 @@
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, TooLargeError
-from shared.schemas import FeaturesRequest
+from shared.schemas import FeaturesRequest, ItemSource
 from shared.settings import Settings
 from shared.storage.imports import allowed_prefix
 
 
-def check(request: FeaturesRequest, tenant: str, settings: Settings, catalog: Catalog) -> None:
+def check(request: ItemSource, tenant: str, settings: Settings, catalog: Catalog) -> None:
     """Raises InvalidRequestError (`unknown_encoder`, `prefix_not_allowed`, …) or TooLargeError (`too_many_items`)."""
     chosen = request.encoders.chosen()
     for modality, encoder in chosen.items():
         catalog.resolve(modality, encoder)
+    if isinstance(request, FeaturesRequest):
+        _check_weights(request)
+    _check_source(request, tenant, settings)
+
+
+def _check_weights(request: FeaturesRequest) -> None:
     for modality in request.fusion.weights:
-        if modality not in chosen:
+        if modality not in request.encoders.chosen():
             message = (
                 f"There is a weight for {modality}, but no {modality} encoder: drop the weight or choose an encoder."
             )
             raise InvalidRequestError(message, param=f"fusion.weights.{modality}")
+
+
+def _check_source(request: ItemSource, tenant: str, settings: Settings) -> None:
     if request.items is not None and len(request.items) > settings.limits.inline_items:
         message = (
             f"{len(request.items)} items are too many for the body of a job ({settings.limits.inline_items} at most); "

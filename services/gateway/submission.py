@@ -7,21 +7,23 @@ from pydantic_core import PydanticSerializationError
 
 from services.gateway import admission
 from services.gateway.deps import Services
+from services.gateway.sources import settle
 from shared import schemas
 from shared.errors import ConflictError, InvalidRequestError
+from shared.fine_tuning import JobRequest
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.files import locate_files
-from shared.jobs.layout import lay_out
+from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
 from shared.planning import plan_inline
-from shared.schemas import FeaturesRequest, Item, MediaLocation
+from shared.schemas import Item, ItemSource, MediaLocation
 from shared.storage import keys
 
 
 def submit(
-    services: Services, tenant: str, request: FeaturesRequest, idempotency_key: str | None
+    services: Services, tenant: str, request: JobRequest, idempotency_key: str | None
 ) -> tuple[schemas.Job, bool]:
     """Creates the job, or finds the one that an earlier request with this key created (then the flag is False).
 
@@ -36,6 +38,7 @@ def submit(
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
         repository.check_backlog(session, tenant, services.settings.limits.waiting_shards)
+        request = settle(session, tenant, request)
     admission.check(request, tenant, services.settings, services.catalog)
     new = NewJob(
         id=new_id("job"),
@@ -44,12 +47,14 @@ def submit(
         request_sha256=digest,
         idempotency_key=idempotency_key,
         file_ids=_files_of(request),
+        features=getattr(request, "features", None),
+        model=getattr(request, "model", None),
     )
     plan = _prepare(services, new, request, len(body))
     return _insert(services, new, plan)
 
 
-def _prepare(services: Services, new: NewJob, request: FeaturesRequest, body_bytes: int) -> Plan | None:
+def _prepare(services: Services, new: NewJob, request: ItemSource, body_bytes: int) -> Plan | None:
     """Objects first: the plan of a small inline job, or the items of a large one, for the dispatcher to plan."""
     if request.items is None:
         return None
@@ -77,10 +82,12 @@ def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas
     with services.sessions.begin() as session:
         job = repository.create(session, new)
         if job is not None:
-            if plan is None:
-                repository.queue_plan(session, job)
-            else:
+            if plan is not None:
                 lay_out(session, job, plan)
+            elif new.features is not None:
+                lay_out_on_features(session, job, repository.find_features(session, new.tenant, new.features))
+            else:
+                repository.queue_plan(session, job)
             shown, queues = repository.snapshot(session, job), repository.ready_queues(session, job.id)
         else:
             assert new.idempotency_key is not None
@@ -92,7 +99,7 @@ def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas
     return shown, job is not None
 
 
-def _canonical(request: FeaturesRequest) -> bytes:
+def _canonical(request: JobRequest) -> bytes:
     try:
         return request.model_dump_json(exclude_defaults=True).encode()
     except PydanticSerializationError as error:
@@ -100,7 +107,7 @@ def _canonical(request: FeaturesRequest) -> bytes:
         raise InvalidRequestError(message, code="invalid_unicode", param="items") from error
 
 
-def _files_of(request: FeaturesRequest) -> frozenset[str]:
+def _files_of(request: ItemSource) -> frozenset[str]:
     """The files that the request names: its manifest, or the media of its inline items."""
     if request.input is not None:
         return frozenset(filter(None, [request.input.file_id]))

@@ -10,6 +10,7 @@ shard is conditional on the token, so a worker that was frozen past its lease ch
 import random
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, text, update
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from shared.errors import LeaseLostError
 from shared.jobs.cache import remember
 from shared.jobs.models import Job, JobStage, QueueClock, Shard
-from shared.jobs.records import Finished, Lease, Renewal
+from shared.jobs.records import Finished, Lease, Renewal, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.jobs.transitions import (
     add_event,
@@ -80,6 +81,7 @@ def claim(
             shard_id=row.id, token=row.lease_token, job_id=row.job_id, tenant=row.tenant, stage=Stage(row.stage),
             index=row._mapping["index"], items=row.items, spec=row.spec, isolated=row.isolated,
             strikes={int(k): v for k, v in row.strikes.items()}, request=row.request, schema=row.schema,
+            checkpoints=row.checkpoints,
         )
         for row in rows
     ]  # fmt: skip
@@ -159,6 +161,26 @@ def probe(session: Session, lease: Lease, item_index: int | None) -> None:
     ).first()
     if changed is None:
         raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
+
+
+def checkpoint(session: Session, lease: Lease, name: str, stored: StoredObject) -> None:
+    """Notes how far training is; the next attempt resumes from there. Progress resets what counts against the shard.
+
+    Raises LeaseLostError.
+    """
+    shard = held(session, lease)
+    if shard is None:
+        raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
+    shard.checkpoints = {**shard.checkpoints, name: {"key": stored.key, "sha256": stored.sha256}}
+    shard.attempts, shard.early_deaths = 1, 0
+
+
+def report(session: Session, lease: Lease, type: str, data: dict[str, Any]) -> None:
+    """Writes an event of the shard's job. Raises LeaseLostError."""
+    job = lock_job(session, lease.job_id)
+    if job is None or held(session, lease) is None:
+        raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
+    add_event(session, job.id, type, data)
 
 
 def finish(session: Session, results: Sequence[Finished]) -> set[int]:

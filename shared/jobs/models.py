@@ -129,6 +129,15 @@ class JobFile(Base):
     file_id: Mapped[str] = mapped_column(Text, primary_key=True, index=True)
 
 
+class JobSource(Base):
+    """A feature set or a model that a job needs; neither can be deleted while the job runs."""
+
+    __tablename__ = "job_sources"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    source_id: Mapped[str] = mapped_column(Text, primary_key=True, index=True, doc="a job's or a model's id")
+
+
 class JobStage(Base):
     """Counters of one stage of one job, kept in the transactions that end its shards."""
 
@@ -198,6 +207,12 @@ class Shard(Base):
     probe: Mapped[int | None] = mapped_column(Integer, doc="isolated: the item being tried")
     strikes: Mapped[dict[str, int]] = mapped_column(JSONB, default=dict, doc="item → deaths while it was tried")
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    checkpoints: Mapped[dict[str, dict[str, str]]] = mapped_column(
+        JSONB,
+        server_default=text("'{}'"),
+        default=dict,
+        doc="name → key and sha256 of what training left to resume from",
+    )
     result_key: Mapped[str | None] = mapped_column(Text, doc="the object this shard's winner wrote")
     result_sha256: Mapped[str | None] = mapped_column(Text)
     result_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -253,7 +268,7 @@ class TenantClock(Base):
 
 
 class Model(Base):
-    """A model that a job made: fitted encoders now, trained ones later."""
+    """A model that a job made: a fitted encoder, or a fine-tuned model. `key` is its weights."""
 
     __tablename__ = "models"
     __table_args__ = (Index("models_of_tenant", "tenant", "id"),)
@@ -262,8 +277,8 @@ class Model(Base):
     tenant: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     kind: Mapped[str] = mapped_column(Text)
-    modality: Mapped[str] = mapped_column(Text)
-    dimension: Mapped[int] = mapped_column(Integer)
+    modality: Mapped[str | None] = mapped_column(Text, doc="null: of all its modalities")
+    dimension: Mapped[int] = mapped_column(Integer, doc="of its vectors; of a classifier or regressor, of its fusion's")
     fingerprint: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(Text)

@@ -27,6 +27,7 @@ class Lease:
     strikes: dict[int, int]
     request: dict[str, Any]
     schema: dict[str, Any]
+    checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def condemned(self) -> set[int]:
@@ -61,11 +62,11 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class NewModel:
-    """A model that a fit shard made, for the registry."""
+    """A model that a shard made, for the registry. A fine-tuned one has no modality of its own."""
 
     id: str
     kind: str
-    modality: Modality
+    modality: Modality | None
     dimension: int
     fingerprint: str
     spec: dict[str, Any]

@@ -4,12 +4,13 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import Exists, exists, func, select
 from sqlalchemy.orm import Session
 
 from shared import schemas
-from shared.jobs.models import Model, Shard, Worker
-from shared.jobs.states import ShardState
+from shared.errors import ConflictError, NotFoundError
+from shared.jobs.models import Job, JobSource, Model, Shard, Worker
+from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality
 
 #: Workers that said nothing for longer are not shown.
@@ -25,15 +26,54 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
             id=row.id,
             created=int(row.created_at.timestamp()),
             owned_by=tenant,
-            kind="fitted_encoder",
-            modality=Modality(row.modality),
+            kind=cast(schemas.ModelKind, row.kind),
+            modality=Modality(row.modality) if row.modality else None,
             dimension=row.dimension,
             loader=str(row.spec.get("loader", "")),
             revision=row.fingerprint,
             job_id=row.job_id,
+            fine_tuned=row.spec.get("fine_tuned"),
+            files=sorted(row.spec["files"]),
         )
         for row in rows
     ]
+
+
+def is_needed(source_id: Any) -> Exists:
+    """The condition that a job which has not ended needs the feature set or model with this id, or what came of it."""
+    made = select(Model.id).where(Model.job_id == source_id)
+    return exists().where(
+        (JobSource.source_id == source_id) | JobSource.source_id.in_(made),
+        Job.id == JobSource.job_id,
+        Job.status.not_in(ENDED_JOBS),
+    )
+
+
+def find_model(session: Session, tenant: str, id: str, *, lock: bool = False) -> Model:
+    """A model that a job of the tenant made; `lock`: it cannot be deleted before the end of this transaction.
+
+    Raises NotFoundError (`model_not_found`).
+    """
+    query = select(Model).where(Model.id == id, Model.tenant == tenant)
+    model = session.scalar(query.with_for_update(read=True) if lock else query)
+    if model is None:
+        raise NotFoundError(
+            f"There is no model {id!r} that a job of yours made.", code="model_not_found", param="model"
+        )
+    return model
+
+
+def delete_model(session: Session, tenant: str, id: str) -> None:
+    """Deletes a model's row; its objects are deleted after the commit.
+
+    Raises NotFoundError (`model_not_found`), ConflictError (`model_in_use`).
+    """
+    model = session.scalar(select(Model).where(Model.id == id, Model.tenant == tenant).with_for_update())
+    if model is None:
+        raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found")
+    if session.scalar(select(is_needed(id))):
+        raise ConflictError(f"A job that has not ended needs the model {id!r}.", code="model_in_use")
+    session.delete(model)
 
 
 def live_workers(session: Session, tenant: str) -> list[schemas.WorkerEntry]:

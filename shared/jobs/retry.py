@@ -1,11 +1,12 @@
 """Trying an ended job's failed items again, in place: their slices' shards go back, and with them what they counted.
 
-Of a slice in which an item had an error, the extraction shards of the modalities with errors run again, and its
-fusion; what was extracted without errors stays. Afterwards counters equal rows, as if those shards had never run.
+Of a slice in which an item had an error, the extraction shards of the modalities with errors run again, its fusion,
+and the training or prediction behind it; what was extracted without errors stays. Afterwards counters equal rows, as if
+those shards had never run.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +82,19 @@ def _faults(session: Session, job: Job) -> set[tuple[str, int]]:
 
 
 def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[_Ended]:
-    """What failed or was cancelled, the extraction of faulty modalities, and the fusion of the slices concerned."""
+    """What failed or was cancelled, the extraction of faulty modalities, and what stands on the slices concerned."""
     columns = [getattr(Shard, name) for name in _Ended.__dataclass_fields__]
     found = select(*columns).where(Shard.job_id == job.id).order_by(Shard.stage, Shard.index).with_for_update()
     rows = [_Ended(*row) for row in session.execute(found)]
     chosen = {r.id for r in rows if r.state in _BROKEN or (r.stage, r.index) in faults}
     per_slice = (*_EXTRACTION, Stage.FUSION)
     slices = {r.index for r in rows if r.id in chosen and r.stage in per_slice} | {index for _, index in faults}
-    return [r for r in rows if r.id in chosen or (r.stage == Stage.FUSION and r.index in slices)]
+    behind = (Stage.FUSION, Stage.PREDICT)
+    return [
+        r
+        for r in rows
+        if r.id in chosen or (r.stage in behind and r.index in slices) or (r.stage == Stage.FINE_TUNE and slices)
+    ]
 
 
 def _subtract(session: Session, job: Job, shards: Iterable[_Ended]) -> None:
@@ -134,7 +140,7 @@ _RESET = text("""
         waiting_on = new.waiting_on, vtime = new.vtime, ready_at = clock_timestamp(), run_after = clock_timestamp(),
         attempts = 0, early_deaths = 0, isolated = false, strikes = '{}', probe = NULL, worker = NULL,
         started_at = NULL, finished_at = NULL, error_code = NULL, error_message = NULL,
-        result = '{}', result_key = NULL, result_sha256 = NULL, result_bytes = NULL
+        checkpoints = '{}', result = '{}', result_key = NULL, result_sha256 = NULL, result_bytes = NULL
     FROM unnest(cast(:ids AS bigint[]), cast(:waiting AS integer[]), cast(:vtimes AS double precision[]))
          AS new (id, waiting_on, vtime)
     WHERE shards.id = new.id
@@ -146,7 +152,11 @@ def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:
     shards = list(shards)
     fits = {s.spec["modality"] for s in shards if s.stage == Stage.FIT}
     extracted = Counter(s.index for s in shards if s.stage in _EXTRACTION)
-    return {
-        s.id: extracted[s.index] if s.stage == Stage.FUSION else int(s.stage in _EXTRACTION and s.stage in fits)
-        for s in shards
+    fused = Counter(s.index for s in shards if s.stage == Stage.FUSION)
+    on: dict[str, Callable[[_Ended], int]] = {
+        Stage.FUSION: lambda s: extracted[s.index],
+        Stage.PREDICT: lambda s: fused[s.index],
+        Stage.FINE_TUNE: lambda s: fused.total(),  # noqa: ARG005
+        **dict.fromkeys(_EXTRACTION, lambda s: int(s.stage in fits)),
     }
+    return {s.id: on[s.stage](s) if s.stage in on else 0 for s in shards}

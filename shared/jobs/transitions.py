@@ -13,9 +13,12 @@ from shared.jobs.models import Event, ItemError, Job, JobStage, Model, QueueCloc
 from shared.jobs.records import ItemFailure, Lease, NewModel, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Stage
-from shared.schemas import JobStatus
+from shared.schemas import JobStatus, JobType
 
 _EXTRACTION = frozenset(m.value for m in Modality)
+
+#: Stages whose failed shard is the end of its job: what comes after needs them, or they are what was asked for.
+_INDISPENSABLE = frozenset({Stage.FIT.value, Stage.FINE_TUNE.value, Stage.PREDICT.value})
 
 
 def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
@@ -43,6 +46,7 @@ def held(session: Session, lease: Lease) -> Shard | None:
 def end_shard(session: Session, job: Job, shard: Shard, state: ShardState) -> None:
     shard.state, shard.finished_at = state, func.clock_timestamp()
     shard.lease_token = shard.lease_expires_at = shard.probe = None
+    shard.checkpoints = {}  # the sweep finds the objects
     job.shards_open -= 1
     stage = session.get(JobStage, (job.id, shard.stage), populate_existing=True)
     if stage is not None:
@@ -63,12 +67,11 @@ def end_shard(session: Session, job: Job, shard: Shard, state: ShardState) -> No
 
 def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> None:
     """What the end of a shard means for those that wait for it."""
-    if state == ShardState.FAILED and shard.stage == Stage.FIT:
+    if state == ShardState.FAILED and shard.stage in _INDISPENSABLE:
         job.error_code, job.error_message = shard.error_code, shard.error_message
         set_status(session, job, JobStatus.FAILED)
         cancel_waiting(session, job)
     elif state == ShardState.FAILED and shard.stage == Stage.FUSION:
-        shard.result = {"failed": shard.items}
         job.items_failed += shard.items
         shard.result = {"failed": shard.items}  # what it counted, for `retry` to take back
         message = f"The {shard.items} items of slice {shard.index} could not be fused: {shard.error_message}"
@@ -80,6 +83,25 @@ def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> Non
         _unblock(session, job, (Shard.stage == shard.spec["modality"]))
     elif shard.stage in _EXTRACTION:
         _unblock(session, job, (Shard.stage == Stage.FUSION.value) & (Shard.index == shard.index))
+    if shard.stage == Stage.FUSION:
+        _fused(session, job, shard)
+
+
+def _fused(session: Session, job: Job, shard: Shard) -> None:
+    """What waits for the features of a slice, or of all of them."""
+    if job.type == JobType.PREDICT:
+        _unblock(session, job, (Shard.stage == Stage.PREDICT.value) & (Shard.index == shard.index))
+    elif job.type == JobType.FINE_TUNE:
+        if job.items_failed > job.request["max_failed_fraction"] * job.items_total:
+            job.error_code = "too_many_failed_items"
+            job.error_message = (
+                f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows; "
+                "see the job's errors."
+            )
+            set_status(session, job, JobStatus.FAILED)
+            cancel_waiting(session, job)
+        else:
+            _unblock(session, job, Shard.stage == Stage.FINE_TUNE.value)
 
 
 def _unblock(session: Session, job: Job, which: Any) -> None:
@@ -208,7 +230,7 @@ def register_model(session: Session, job: Job, model: NewModel, stored: StoredOb
             tenant=job.tenant,
             job_id=job.id,
             kind=model.kind,
-            modality=model.modality.value,
+            modality=model.modality.value if model.modality else None,
             dimension=model.dimension,
             fingerprint=model.fingerprint,
             key=stored.key,

@@ -7,7 +7,7 @@ from shared.jobs.records import Plan
 from shared.planning.media import Finder
 from shared.planning.planner import Place, PlanRequest, Source, plan_rows
 from shared.planning.rows import Row
-from shared.schemas import FeaturesRequest
+from shared.schemas import ItemSource
 from shared.settings import Limits
 from shared.storage.objects import ObjectStore
 
@@ -15,7 +15,7 @@ from shared.storage.objects import ObjectStore
 def plan_inline(
     store: ObjectStore,
     job_id: str,
-    request: FeaturesRequest,
+    request: ItemSource,
     *,
     catalog: Catalog,
     limits: Limits,
@@ -28,7 +28,7 @@ def plan_inline(
     rows = (Row(line, item.model_dump(exclude_none=True)) for line, item in enumerate(request.items or (), 1))
     return plan_rows(
         Source(rows),
-        PlanRequest.model_validate(request, from_attributes=True),
+        PlanRequest.of(request.model_dump(exclude={"items"})),
         Place(store, job_id, uuid4()),
         catalog=catalog,
         limits=limits,

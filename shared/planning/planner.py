@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +17,7 @@ from shared.planning.media import Finder, MediaResolver
 from shared.planning.rows import Problem, Row, batches
 from shared.planning.uploads import MediaPacker, SliceWriter, Uploads
 from shared.queues import Modality
-from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, MediaLocation, PlannedItem
+from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, JobType, MediaLocation, PlannedItem
 from shared.settings import Limits
 from shared.storage.objects import ObjectStore
 
@@ -39,6 +39,13 @@ class PlanRequest(BaseModel):
     fusion: Fusion
     shard_size: int
     input: Input | None = None
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> Self:
+        """Of a stored request. Jobs that train or predict want each modality's vectors, and fuse them themselves."""
+        if request["type"] != JobType.FEATURES:
+            request = {**request, "fusion": Fusion(method=FusionMethod.NONE)}
+        return cls.model_validate(request)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,16 @@ def shard_result(job_id: str, stage: Stage, index: int, token: UUID) -> str:
     return f"{JOBS}{job_id}/{stage.value}/{index:06d}-{token.hex}.safetensors"
 
 
+def checkpoint(job_id: str, token: UUID, name: str, number: int) -> str:
+    """What training left to resume from."""
+    return f"{JOBS}{job_id}/{Stage.FINE_TUNE.value}/{token.hex}-{number:06d}-{name}"
+
+
+def prediction_part(job_id: str, index: int, token: UUID) -> str:
+    """One Parquet part of a job's predictions."""
+    return f"{JOBS}{job_id}/predictions/part-{index:06d}-{token.hex}.parquet"
+
+
 def feature_part(job_id: str, index: int, token: UUID) -> str:
     """One Parquet part of a feature set."""
     return f"{JOBS}{job_id}/features/part-{index:06d}-{token.hex}.parquet"

@@ -64,6 +64,8 @@ def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]
         named.update(_pairs(session, select(table_key, sha256)))
     results = select(Shard.result_key, Shard.result_sha256).where(Shard.result_key.is_not(None))
     named.update(_pairs(session, results))
+    for checkpoints in session.scalars(select(Shard.checkpoints).where(Shard.checkpoints != {})):
+        named.update({saved["key"]: saved["sha256"] for saved in checkpoints.values()})
     for spec in session.scalars(select(Model.spec)):
         named.update({file["key"]: file["sha256"] for file in spec["files"].values()})
     for spec in session.scalars(select(Shard.spec).where(Shard.stage == Stage.FUSION.value)):
@@ -89,7 +91,10 @@ def _of_job(session: Session, job: Job) -> Iterable[str]:
         yield f"is {job.status} with {open_shards} shards open"
     for stage in session.scalars(select(JobStage).where(JobStage.job_id == job.id)):
         yield from _of_stage(stage, [shard for shard in shards if shard.stage == stage.stage])
-    fused = [shard for shard in shards if shard.stage == Stage.FUSION]
+    stages = {shard.stage for shard in shards}
+    # Items are counted where they come to an end: by fusion, or, on a feature set of another job, by what reads it.
+    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, Stage.PREDICT}
+    fused = [shard for shard in shards if shard.stage in counting]
     for name in ("succeeded", "partial"):
         counted, summed = getattr(job, f"items_{name}"), sum(shard.result.get(name, 0) for shard in fused)
         if counted != summed:

@@ -11,10 +11,11 @@ from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page
 from services.gateway.submission import submit
+from shared.fine_tuning import JobRequest
 from shared.jobs import repository
 from shared.jobs.repository import JobFilter
 from shared.jobs.retry import retry
-from shared.schemas import Deleted, FeaturesRequest, Job, JobStatus, JobType, Page
+from shared.schemas import Deleted, Job, JobStatus, JobType, Page
 
 router = APIRouter(tags=["jobs"], responses=COMMON_ERRORS)
 
@@ -47,14 +48,15 @@ _METADATA_FILTER = {
 def create_job(
     services: ServicesDep,
     caller: CallerDep,
-    request: Annotated[FeaturesRequest, Body(openapi_examples=examples.FEATURES_REQUESTS)],
+    request: Annotated[JobRequest, Body(openapi_examples=examples.JOB_REQUESTS)],
     response: Response,
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=255, description="repeating a request with it creates no second job"),
     ] = None,
 ) -> Job:
-    """Accepts items, or a manifest of them, to be turned into features."""
+    """Accepts items, a manifest of them, or the feature set of an earlier job: to be turned into features
+    (`features`), to train a model on (`fine_tune`), or to apply a model to (`predict`)."""
     job, created = submit(services, caller.tenant, request, idempotency_key)
     if not created:
         response.status_code = 200

@@ -1,0 +1,51 @@
+"""What a job is made from, beside its items: a model that says which encoders are used, a feature set that must fit."""
+
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
+
+from shared.errors import InvalidRequestError
+from shared.fine_tuning import JobRequest, PredictRequest
+from shared.jobs import registry, repository
+from shared.jobs.models import Model
+from shared.preprocessing import Preprocessing
+from shared.schemas import Encoders
+
+Request = TypeVar("Request", bound=JobRequest)
+
+#: Kinds of models that say something about an item; the others only turn it into vectors.
+_PREDICT = frozenset({"classifier", "regressor"})
+
+
+def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
+    """The request with what its model decides: items are encoded as those were that the model was trained on.
+
+    Raises NotFoundError (`model_not_found`, `features_not_found`), ConflictError, InvalidRequestError
+    (`unsuitable_model`, `unsuitable_features`).
+    """
+    features = getattr(request, "features", None)
+    source = None if features is None else repository.find_features(session, tenant, features)
+    if not isinstance(request, PredictRequest):
+        return request
+    model = registry.find_model(session, tenant, request.model)
+    if model.kind not in _PREDICT:
+        message = f"The model {model.id!r} is a {model.kind}; predictions need a classifier or a regressor."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    if source is not None:
+        _check_fit(model, source.schema)
+        return request
+    if {"encoders", "preprocessing"} & request.model_fields_set:
+        message = "A model decides itself how items are encoded: leave out encoders and preprocessing."
+        raise InvalidRequestError(message, param="encoders")
+    encoders = dict.fromkeys(Encoders.model_fields, None) | model.spec["fine_tuned"]["encoders"]
+    preprocessing = Preprocessing.model_validate(model.spec["preprocessing"])
+    return request.model_copy(update={"encoders": Encoders(**encoders), "preprocessing": preprocessing})
+
+
+def _check_fit(model: Model, schema: dict[str, Any]) -> None:
+    """The feature set must hold the vectors of the model's encoders, for at least one of its modalities."""
+    needed = model.spec["fine_tuned"]["encoders"]
+    held = {modality: encoder["id"] for modality, encoder in schema["encoders"].items()}
+    if not needed.keys() & held.keys() or any(held[m] != id for m, id in needed.items() if m in held):
+        message = f"The feature set was made with the encoders {held}; the model takes {needed}."
+        raise InvalidRequestError(message, code="unsuitable_features", param="features")
