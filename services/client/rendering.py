@@ -133,7 +133,8 @@ def models_table(models: Sequence[ModelEntry]) -> Table:
     """One row an encoder or model."""
     table = _table("model", "modality", "dimension", "loader", "licence", "description", right=("dimension",))
     for model in models:
-        row = (model.id, model.modality or model.kind, str(model.dimension), model.loader, model.licence, model.description)
+        kind = model.modality or model.kind
+        row = (model.id, kind, str(model.dimension), model.loader, model.licence, model.description)
         table.add_row(*row)
     return table
 

@@ -36,7 +36,7 @@ class JobProgress:
 
     def report(self, kind: str, **facts: Any) -> None:
         """Logs, and writes the event `training.KIND`; of frequent ones only some."""
-        log.info(f"training {kind}", **facts)
+        log.info("training", kind=kind, **facts)
         if kind in _OFTEN and time.monotonic() - self._written < EVENT_SECONDS:
             self._held_back[kind] = facts
             return

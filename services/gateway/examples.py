@@ -14,7 +14,7 @@ FILE: dict[str, Any] = {
     "status": "processed",
 }
 
-FEATURES_REQUESTS: dict[str, Any] = {
+JOB_REQUESTS: dict[str, Any] = {
     "inline": {
         "summary": "A few items in the body",
         "value": {
@@ -35,6 +35,18 @@ FEATURES_REQUESTS: dict[str, Any] = {
     "prefix": {
         "summary": "A folder of object storage",
         "value": {"type": "features", "input": {"s3_prefix": "s3://trivium/imports/default/2026-11/"}},
+    },
+    "fine_tune": {
+        "summary": "A classifier on the features of an earlier job",
+        "value": {"type": "fine_tune", "method": "classifier", "features": "job-01k9w0c5h2m7v4x8r1t6q3z9ny"},
+    },
+    "predict": {
+        "summary": "What a model says of new items",
+        "value": {
+            "type": "predict",
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "items": [{"id": "post-3", "text": "A dog in the snow"}],
+        },
     },
 }
 
@@ -73,6 +85,7 @@ JOB: dict[str, Any] = {
         "metadata": {"project": "posts"},
     },
     "metadata": {"project": "posts"},
+    "models": [],
     "error": None,
 }
 
@@ -129,6 +142,8 @@ MODEL: dict[str, Any] = {
     "licence": "Apache-2.0",
     "description": "Sentence embeddings, English; weights ship in a package",
     "job_id": None,
+    "fine_tuned": None,
+    "files": [],
 }
 
 WORKER: dict[str, Any] = {

@@ -10,6 +10,7 @@ from shared.errors import InvalidRequestError
 from shared.jobs.models import Event, ItemError, Shard
 from shared.jobs.states import ShardState
 from shared.queues import Modality, Stage
+from shared.schemas import JobType
 
 #: How an error of a whole item (no modality) is written in the cursor of a list.
 _WHOLE_ITEM = "item"
@@ -32,6 +33,11 @@ def item_errors(session: Session, job_id: str, *, limit: int, after: str | None 
     if after is not None:
         query = query.where(tuple_(ItemError.item_index, ItemError.modality) > tuple_(*_place(after)))
     return [_error_entry(row) for row in session.scalars(query.limit(limit))]
+
+
+def result_stage(type: JobType) -> Stage:
+    """The stage whose parts are a job's results."""
+    return Stage.PREDICT if type is JobType.PREDICT else Stage.FUSION
 
 
 def parts(

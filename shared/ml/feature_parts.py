@@ -31,9 +31,7 @@ def read_part(store: ObjectStore, part: Part) -> pa.Table:
     return pq.read_table(io.BytesIO(read_verified(store, part.key, part.sha256)))
 
 
-def vectors_of(
-    table: pa.Table, modality: Modality, dimension: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def vectors_of(table: pa.Table, modality: Modality, dimension: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A modality's vectors, float32 [n, dimension] with zeros where there is none, and where there is one, bool [n]."""
     vectors, present = np.zeros((table.num_rows, dimension), np.float32), np.zeros(table.num_rows, np.bool_)
     name = f"{modality.value}_vector"

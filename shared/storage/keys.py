@@ -75,6 +75,11 @@ def feature_manifest(job_id: str) -> str:
     return f"{JOBS}{job_id}/features/manifest.json"
 
 
+def prediction_manifest(job_id: str) -> str:
+    """The list of the parts of a job's predictions."""
+    return f"{JOBS}{job_id}/predictions/manifest.json"
+
+
 def model_prefix(model_id: str) -> str:
     """Everything of a model that a job made."""
     return f"{MODELS}{model_id}/"

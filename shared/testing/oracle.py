@@ -16,7 +16,7 @@ from shared.errors import NotFoundError
 from shared.jobs.models import Blob, CacheSegment, ItemError, Job, JobStage, Model, Shard
 from shared.jobs.states import ENDED_JOBS, ENDED_SHARDS, ShardState
 from shared.queues import Stage
-from shared.schemas import JobStatus
+from shared.schemas import JobStatus, JobType
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
 from shared.worker.slices import read_slice
@@ -72,8 +72,8 @@ def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]
         named[spec["slice"]["key"]] = spec["slice"]["sha256"]
         for key in _media_of(store, spec):
             named.setdefault(key, None)
-    published = session.scalars(select(Job.id).where(Job.published_at.is_not(None)))
-    named.update(dict.fromkeys(map(keys.feature_manifest, published)))
+    for id, type in session.execute(select(Job.id, Job.type).where(Job.published_at.is_not(None))):
+        named[keys.prediction_manifest(id) if type == JobType.PREDICT else keys.feature_manifest(id)] = None
     return named
 
 

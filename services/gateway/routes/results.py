@@ -16,9 +16,9 @@ from services.gateway.openapi import COMMON_ERRORS, answers, errors
 from services.gateway.paging import page
 from services.gateway.results import FeatureSet, as_jsonl, as_npz, as_parquet
 from services.gateway.streaming import begun
-from shared.errors import ConflictError, InvalidRequestError
+from shared.errors import ConflictError, InvalidRequestError, NotFoundError
 from shared.jobs import outputs, repository
-from shared.schemas import ItemErrorEntry, JobEvent, JobStatus, Page, Part
+from shared.schemas import ItemErrorEntry, JobEvent, JobStatus, JobType, Page, Part
 
 router = APIRouter(tags=["results"], responses=COMMON_ERRORS)
 
@@ -84,7 +84,7 @@ async def follow_job(
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "The feature set as one file, in the order of the items",
+            "description": "The feature set, or the predictions, as one file in the order of the items",
             "content": {
                 "application/x-ndjson": {"schema": {"type": "string"}, "example": examples.RESULT_LINE},
                 "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
@@ -97,7 +97,7 @@ async def follow_job(
 def read_results(
     id: str, services: ServicesDep, caller: CallerDep, format: ResultFormat = ResultFormat.JSONL
 ) -> StreamingResponse:
-    """The features of a job that succeeded."""
+    """The features of a job that succeeded, or its predictions."""
     features = FeatureSet(services.store, _parts(services, caller.tenant, id))
     writers: dict[ResultFormat, Callable[[], Iterator[bytes]]] = {
         ResultFormat.JSONL: lambda: as_jsonl(features),
@@ -152,7 +152,11 @@ def _parts(
         if job.status != JobStatus.SUCCEEDED:
             message = f"The job {id!r} is {job.status}; only a job that succeeded has results."
             raise ConflictError(message, code="job_not_finished")
-        return outputs.parts(session, id, limit=limit, after=-1 if after is None else after)
+        if job.type == JobType.FINE_TUNE and job.request["features"] is not None:
+            message = f"The job {id!r} made a model, and no features of its own: see `models` of the job."
+            raise NotFoundError(message, code="no_results")
+        stage = outputs.result_stage(JobType(job.type))
+        return outputs.parts(session, id, stage=stage, limit=limit, after=-1 if after is None else after)
 
 
 def _event_id(value: str | None, param: str) -> int | None:
