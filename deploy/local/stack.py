@@ -38,6 +38,7 @@ SERVICES = {
     "image": Service("services.image"),
     "audio": Service("services.audio"),
     "fusion": Service("services.fusion"),
+    "finetune": Service("services.finetune"),
 }
 MIGRATIONS = "shared.migrations"
 

@@ -17,7 +17,7 @@ from deploy.docker.write_env import fill_in, write_private
 from shared.queues import CONSUMERS, Queue
 from shared.settings import Engine, Limits, Settings, SettingsError, WorkerSettings, load_settings
 
-OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion")
+OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion", "finetune")
 SERVERS = ("postgres", "redis", "minio")
 OVERRIDES = ("deploy/docker/gpu.yml", "deploy/docker/s3.yml")
 
