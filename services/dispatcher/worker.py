@@ -1,6 +1,5 @@
 """The dispatcher: `python -m services.dispatcher`. A worker that plans jobs, and the sweep beside it."""
 
-import sys
 from collections.abc import Mapping
 
 from services.dispatcher.metrics import Metrics
@@ -44,4 +43,4 @@ def make_pool(context: WorkerContext) -> DispatcherPool:
 
 def main() -> None:
     """Runs a dispatcher until it is told to stop."""
-    sys.exit(run_worker(Queue.PLAN, make_pool))
+    run_worker(Queue.PLAN, make_pool)

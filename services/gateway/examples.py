@@ -153,6 +153,7 @@ WORKER: dict[str, Any] = {
     "host": "node-3",
     "pid": 17,
     "version": "0.1.0",
+    "protocol": 1,
     "started_at": 1794780000.0,
     "last_seen_at": 1794787214.0,
     "state": "busy",

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import Sessions
 from shared.jobs.models import Job, Shard
+from shared.jobs.registry import stranded_shards
 from shared.jobs.states import ShardState
 from shared.observability import get_logger
 from shared.queues import Queue
@@ -73,7 +74,7 @@ class _Tables(Collector):
     def _read(self) -> list[Metric]:
         try:
             with self._sessions() as session:
-                return [*_queues(session), _jobs(session)]
+                return [*_queues(session), _stranded(session), _jobs(session)]
         except SQLAlchemyError as error:
             log.warning("metrics without tables", error=str(error))
             return []
@@ -94,6 +95,15 @@ def _queues(session: Session) -> tuple[Metric, Metric]:
             depth.add_metric([queue, state], found.get((queue, state), (0, 0))[0])
         age.add_metric([queue], float(found.get((queue, ShardState.READY), (0, 0))[1]))
     return depth, age
+
+
+def _stranded(session: Session) -> Metric:
+    what = "Ready shards that every live worker of the pool is too old for"
+    metric = GaugeMetricFamily("trivium_queue_stranded_shards", what, labels=["queue"])
+    counts = stranded_shards(session)
+    for queue in Queue:
+        metric.add_metric([queue], counts.get(queue, 0))
+    return metric
 
 
 def _jobs(session: Session) -> Metric:

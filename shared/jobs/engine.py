@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from shared.errors import LeaseLostError
 from shared.jobs.cache import remember
 from shared.jobs.models import Job, JobStage, QueueClock, Shard
+from shared.jobs.protocol import PROTOCOL
 from shared.jobs.records import Finished, Lease, Renewal, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.jobs.transitions import (
@@ -54,16 +55,18 @@ def claim(
     *,
     limit: int = 1,
     loaded: Sequence[str] = (),
+    protocol: int = PROTOCOL,
     lease_seconds: float = 30.0,
     starving_seconds: float = 10.0,
 ) -> list[Lease]:
-    """Leases up to `limit` ready shards: by priority, then the fair tag; those that `loaded` models suit go first
-    unless the oldest in sight has waited `starving_seconds`."""
+    """Leases up to `limit` ready shards of `protocol` or below: by priority, then the fair tag; those that `loaded`
+    models suit go first unless the oldest in sight has waited `starving_seconds`."""
     rows = session.execute(
         _CLAIM,
         {
             "queue": queue.value, "worker": worker, "limit": limit, "loaded": list(loaded), "window": CLAIM_WINDOW,
             "lease": timedelta(seconds=lease_seconds), "starving": timedelta(seconds=starving_seconds),
+            "protocol": protocol,
         },
     ).all()  # fmt: skip
     if not rows:
@@ -82,6 +85,7 @@ def claim(
             index=row._mapping["index"], items=row.items, spec=row.spec, isolated=row.isolated,
             strikes={int(k): v for k, v in row.strikes.items()}, request=row.request, schema=row.schema,
             checkpoints=row.checkpoints,
+            protocol=row.protocol,
         )
         for row in rows
     ]  # fmt: skip
@@ -90,7 +94,7 @@ def claim(
 _CLAIM = text("""
     WITH head AS MATERIALIZED (
         SELECT id, affinity, ready_at FROM shards
-        WHERE queue = :queue AND state = 'ready' AND run_after <= clock_timestamp()
+        WHERE queue = :queue AND state = 'ready' AND protocol <= :protocol AND run_after <= clock_timestamp()
         ORDER BY priority DESC, vtime, id LIMIT :window
     ), starving AS (
         SELECT coalesce(min(ready_at) < clock_timestamp() - cast(:starving AS interval), false) AS yes FROM head
@@ -191,7 +195,7 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
     accepted = set()
     for result in sorted(results, key=lambda r: (r.lease.job_id, r.lease.stage, r.lease.index)):
         job = lock_job(session, result.lease.job_id)
-        shard = held(session, result.lease)
+        shard = held(session, result.lease.shard_id, result.lease.token)
         if job is None or shard is None:
             continue
         if result.stored is not None:
@@ -216,16 +220,28 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
     return accepted
 
 
-def release(session: Session, lease: Lease, *, refund: bool = True, delay_seconds: float = 0.0) -> None:
-    """Hands a shard back unfinished: a drain, an outage, a cancelled job. `refund` gives the attempt back."""
+def release(session: Session, lease: Lease, *, delay_seconds: float = 0.0) -> None:
+    """Hands a shard back unfinished: a drain, an outage, a cancelled job. Its attempt is given back."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    _release(session, job, held(session, lease.shard_id, lease.token), delay_seconds)
+
+
+def hand_back(session: Session, leases: Sequence[tuple[int, UUID]]) -> None:
+    """Releases what a worker holds that has to leave: nobody died, and no attempt is spent."""
+    tokens = dict(leases)
+    places = select(Shard.id, Shard.job_id).where(Shard.id.in_(tokens)).order_by(Shard.job_id, Shard.id)
+    for id, job_id in session.execute(places).all():
+        job = lock_job(session, job_id)
+        _release(session, job, held(session, id, tokens[id]), 0.0)
+
+
+def _release(session: Session, job: Job | None, shard: Shard | None, delay_seconds: float) -> None:
     if job is None or shard is None:
         return
     if job.status == JobStatus.CANCELLING or job.status in ENDED_JOBS:
         end_shard(session, job, shard, ShardState.CANCELLED)
         return
-    if refund and shard.started_at is not None:
+    if shard.started_at is not None:
         shard.attempts -= 1
     back_to_ready(shard, delay_seconds)
 
@@ -233,7 +249,7 @@ def release(session: Session, lease: Lease, *, refund: bool = True, delay_second
 def fail(session: Session, lease: Lease, code: str, message: str, *, max_attempts: int = 4) -> None:
     """An attempt went wrong: again after a pause, or, attempts spent, the shard failed."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    shard = held(session, lease.shard_id, lease.token)
     if job is None or shard is None:
         return
     shard.error_code, shard.error_message = code, message[:2000]
@@ -249,7 +265,7 @@ def fail(session: Session, lease: Lease, code: str, message: str, *, max_attempt
 def fail_job(session: Session, lease: Lease, code: str, message: str) -> None:
     """Something that is no item's fault ends the job: what was not begun is cancelled, what runs is told to stop."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    shard = held(session, lease.shard_id, lease.token)
     if job is None or shard is None:
         return
     shard.error_code, shard.error_message = code, message[:2000]

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from shared.jobs import outputs
 from shared.jobs.models import Job, JobStage, Shard
+from shared.jobs.protocol import protocol_of
 from shared.jobs.records import Lease, Plan, Slice
 from shared.jobs.states import ShardState
 from shared.jobs.transitions import add_item_errors, end_job, end_shard, fair_tags, held, lock_job, set_status
@@ -18,7 +19,7 @@ from shared.schemas import JobStatus, JobType
 def finish_plan(session: Session, lease: Lease, plan: Plan) -> bool:
     """Ends a plan shard and puts the job's shards in their place. False: the lease was lost, nothing is written."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    shard = held(session, lease.shard_id, lease.token)
     if job is None or shard is None:
         return False
     if job.status in {JobStatus.QUEUED, JobStatus.PLANNING}:
@@ -113,6 +114,7 @@ def _row(
         "items": items,
         "spec": spec,
         "affinity": affinity,
+        "protocol": protocol_of(stage, job.request),
         "waiting_on": waiting_on,
         "priority": job.priority,
         "cost": float(max(items, 1)),

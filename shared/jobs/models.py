@@ -166,11 +166,12 @@ class Shard(Base):
         ),
         CheckConstraint("state <> 'blocked' OR waiting_on > 0", name="shards_blocked"),
         Index(
-            "shards_ready",
+            "shards_claimable",
             "queue",
             text("priority DESC"),
             "vtime",
             "id",
+            "protocol",
             postgresql_where=text("state = 'ready'"),
         ),
         Index("shards_leased", "lease_expires_at", postgresql_where=text("state = 'leased'")),
@@ -188,6 +189,7 @@ class Shard(Base):
     spec: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, doc="what to do: slice, items")
     items: Mapped[int] = mapped_column(Integer, default=0)
     affinity: Mapped[str] = mapped_column(Text, default="", doc="the model it needs")
+    protocol: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"), doc="see shared.jobs.protocol")
     priority: Mapped[int] = mapped_column(SmallInteger, default=0)
     cost: Mapped[float] = mapped_column(Float, default=1.0)
     vtime: Mapped[float] = mapped_column(Float, default=0.0, doc="start-time fair queueing's tag")
@@ -321,6 +323,7 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(Text)
     pid: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(Text)
+    protocol: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"), doc="the highest it understands")
     state: Mapped[str] = mapped_column(Text, default="idle")
     loaded_models: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list)
     current_shards: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, default=list)

@@ -27,6 +27,7 @@ class Lease:
     strikes: dict[int, int]
     request: dict[str, Any]
     schema: dict[str, Any]
+    protocol: int = 1
     checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property

@@ -1,4 +1,4 @@
-"""The models that a tenant's jobs made, and the workers that were heard from."""
+"""The models that a tenant's jobs made, the workers that were heard from, and what none of them can do."""
 
 from collections import defaultdict
 from datetime import timedelta
@@ -11,7 +11,7 @@ from shared import schemas
 from shared.errors import ConflictError, NotFoundError
 from shared.jobs.models import Job, JobSource, Model, Shard, Worker
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.queues import Modality
+from shared.queues import Modality, Queue
 
 #: Workers that said nothing for longer are not shown.
 _SEEN_WITHIN = timedelta(seconds=30)
@@ -94,6 +94,7 @@ def live_workers(session: Session, tenant: str) -> list[schemas.WorkerEntry]:
             host=row.host,
             pid=row.pid,
             version=row.version,
+            protocol=row.protocol,
             started_at=row.started_at.timestamp(),
             last_seen_at=row.last_seen_at.timestamp(),
             state=cast(Literal["idle", "busy", "draining"], row.state),
@@ -102,3 +103,19 @@ def live_workers(session: Session, tenant: str) -> list[schemas.WorkerEntry]:
         )
         for row in rows
     ]
+
+
+def stranded_shards(session: Session) -> dict[Queue, int]:
+    """Ready shards of a newer protocol than any live worker of their pool understands, by queue.
+
+    Queues with none are left out, and so are pools without workers: there it is not the release that is missing.
+    """
+    alive = Worker.last_seen_at > func.clock_timestamp() - _SEEN_WITHIN
+    pools = select(Worker.pool, func.max(Worker.protocol).label("known")).where(alive).group_by(Worker.pool).subquery()
+    rows = session.execute(
+        select(Shard.queue, func.count())
+        .join(pools, pools.c.pool == Shard.queue)
+        .where(Shard.state == ShardState.READY, Shard.protocol > pools.c.known)
+        .group_by(Shard.queue)
+    )
+    return {Queue(queue): count for queue, count in rows.all()}

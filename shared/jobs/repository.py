@@ -15,6 +15,7 @@ from shared.errors import BusyError, ConflictError, InvalidRequestError, NotFoun
 from shared.jobs import engine, registry
 from shared.jobs.files import file_not_found, pin_files
 from shared.jobs.models import Job, JobFile, JobSource, JobStage, Model, Shard
+from shared.jobs.protocol import protocol_of
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.jobs.transitions import fair_tags, set_status
 from shared.queues import Queue, Stage
@@ -109,7 +110,7 @@ def queue_plan(session: Session, job: Job) -> None:
     session.add(
         Shard(
             job_id=job.id, tenant=job.tenant, stage=Stage.PLAN, queue=Queue.PLAN, index=0, priority=job.priority,
-            vtime=vtime,
+            vtime=vtime, protocol=protocol_of(Stage.PLAN, job.request),
         )
     )  # fmt: skip
     job.shards_open = 1

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import accumulate
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared.jobs.models import Event, ItemError, Job, JobStage, Model, QueueClock, Shard, TenantClock
-from shared.jobs.records import ItemFailure, Lease, NewModel, StoredObject
+from shared.jobs.records import ItemFailure, NewModel, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Stage
 from shared.schemas import JobStatus, JobType
@@ -34,10 +35,11 @@ def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job
     )
 
 
-def held(session: Session, lease: Lease) -> Shard | None:
+def held(session: Session, shard_id: int, token: UUID) -> Shard | None:
+    """The shard's row, locked; None if its lease was lost."""
     return session.scalar(
         select(Shard)
-        .where(Shard.id == lease.shard_id, Shard.lease_token == lease.token, Shard.state == ShardState.LEASED)
+        .where(Shard.id == shard_id, Shard.lease_token == token, Shard.state == ShardState.LEASED)
         .with_for_update()
         .execution_options(populate_existing=True)
     )

@@ -5,6 +5,7 @@ Requests and answers pass through its standard input and output as a JSON header
 unpickled, so a decoder that was taken over by its input can lie about pixels and nothing else.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -47,6 +48,7 @@ class DecodePool:
     def __init__(self, target: str, *, processes: int, seconds: float, memory_bytes: int):
         self._target, self._seconds, self._memory = target, seconds, memory_bytes
         self._tasks: queue.SimpleQueue[tuple[bytes, dict[str, Any], Future[Decoded]] | None] = queue.SimpleQueue()
+        self._children: list[_Child] = []
         self._threads = [threading.Thread(target=self._feed, name=f"decode-{i}", daemon=True) for i in range(processes)]
         for thread in self._threads:
             thread.start()
@@ -58,14 +60,20 @@ class DecodePool:
         return future
 
     def close(self) -> None:
-        """Ends the processes; what waits is cancelled."""
+        """Ends the processes, whatever they are at; what waits is cancelled."""
+        with contextlib.suppress(queue.Empty):
+            while (task := self._tasks.get_nowait()) is not None:
+                task[2].cancel()
         for _ in self._threads:
             self._tasks.put(None)
+        for child in self._children:
+            child.end()
         for thread in self._threads:
-            thread.join(timeout=self._seconds + 5)
+            thread.join(timeout=1.0)
 
     def _feed(self) -> None:
         child = _Child(self._target, self._memory)
+        self._children.append(child)
         while (task := self._tasks.get()) is not None:
             data, options, future = task
             if not future.set_running_or_notify_cancel():
@@ -118,6 +126,10 @@ class _Child:
             self.kill()
             raise DecoderUnavailableError(f"A decode process did not start: {error!r}") from error
         self._ready = True
+
+    def end(self) -> None:
+        """Ends the process from another thread; a call that waits for its answer fails."""
+        self._process.kill()
 
     def kill(self) -> None:
         self._process.kill()

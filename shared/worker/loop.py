@@ -58,6 +58,8 @@ class ShardLoop:
         self._hint = threading.Event()
         self._stopping = threading.Event()
         self._slots = threading.BoundedSemaphore(SLOTS)
+        self._preparing: Control | None = None
+        self._begun: set[int] = set()
         self._prepared: queue.Queue[_Work | None] = queue.Queue()
         self._outputs: queue.Queue[_Work | None] = queue.Queue(maxsize=2)
         self._threads = [
@@ -74,16 +76,27 @@ class ShardLoop:
         """Something may be ready: look now."""
         self._hint.set()
 
-    def drain(self, seconds: float) -> None:
-        """Claims nothing more, finishes what runs if it can within `seconds`, hands the rest back. Blocks."""
+    def stop(self) -> None:
+        """Claims nothing more and hands back what the model has not begun; what it has begun goes on. Does not wait."""
         self._stopping.set()
         self._hint.set()
-        self._held.drain(now=False)
-        self._threads[-1].join(timeout=seconds)
-        if self._threads[-1].is_alive():
-            self._held.drain(now=True)
-            self._threads[-1].join(timeout=seconds)
-        self._held.close()
+        self._held.leave()
+        if self._preparing is not None:
+            self._preparing.drain()
+
+    def break_off(self) -> None:
+        """What still runs has to stop at its next batch, to be handed back. Does not wait."""
+        self._held.break_off()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a shard is between the beginning of its model step and its end."""
+        return bool(self._begun)
+
+    @property
+    def running(self) -> bool:
+        """Whether the threads have anything to do; not for long, once stopped, unless one hangs."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def _claim(self) -> None:
         while self._take_slot():
@@ -117,6 +130,9 @@ class ShardLoop:
 
     def _begin(self, lease: Lease, control: Control) -> None:
         handler = self._pool.handlers[lease.stage]
+        self._preparing = control
+        if self._stopping.is_set():
+            control.drain()
 
         def prepare() -> None:
             handler.load(lease, control)
@@ -125,6 +141,7 @@ class ShardLoop:
 
         if not self._step(lease, control, prepare):
             self._free_slots(lease)
+        self._preparing = None
 
     def _claim_one(self) -> Lease | None:
         settings = self._context.settings.engine
@@ -160,6 +177,7 @@ class ShardLoop:
     def _run(self, work: _Work) -> None:
         lease, control = work.lease, work.control
         handler = self._pool.handlers[lease.stage]
+        self._begun.add(lease.shard_id)
         if self._stopping.is_set():
             control.drain()  # prepared, but not begun: another worker can have it
 
@@ -176,7 +194,7 @@ class ShardLoop:
     def _finish(self, lease: Lease, output: Any, control: Control) -> None:
         result = self._pool.handlers[lease.stage].store(lease, output, control)
         accepted = control.patiently(lambda: self._commit(lease, result))
-        self._held.remove(lease)
+        self._let_go(lease)
         log.info("shard done" if accepted else "shard done too late")
         send_hints(self._context.broker, _NEXT.get(lease.stage, ()))
 
@@ -207,7 +225,11 @@ class ShardLoop:
         except Exception:
             log.exception("a failed shard could not be reported; its lease will run out")
         finally:
-            self._held.remove(lease)
+            self._let_go(lease)
+
+    def _let_go(self, lease: Lease) -> None:
+        self._held.remove(lease)
+        self._begun.discard(lease.shard_id)
 
     def _report(self, lease: Lease, error: Exception) -> None:
         with self._context.sessions.begin() as session:

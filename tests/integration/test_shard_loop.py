@@ -37,10 +37,7 @@ class Held:
     def refresh(self) -> None:
         pass
 
-    def drain(self, *, now: bool) -> None:
-        pass
-
-    def close(self) -> None:
+    def leave(self) -> None:
         pass
 
 
@@ -88,7 +85,8 @@ def test_an_isolated_shard_is_held_while_it_waits_to_be_alone(
     assert pool.running.wait(10)
     wait_for(lambda: len(held.leases) == 2, seconds=10, what="the claim of the isolated shard")
     threading.Timer(1.0, pool.go.set).start()
-    loop.drain(20)
+    loop.stop()
+    wait_for(lambda: not loop.running, seconds=20, what="the end of the loop")
     with sessions() as session:
         first, second = session.scalars(
             select(Shard).where(Shard.job_id == id, Shard.stage == "text").order_by(Shard.index)

@@ -1,9 +1,13 @@
-"""Shards whose worker died, and hints for whatever is ready."""
+"""Shards whose worker died, hints for whatever is ready, and a warning of what no worker can run."""
 
 from datetime import datetime
 
 from services.dispatcher.steps.context import SweepContext
 from shared.jobs import engine
+from shared.jobs.registry import stranded_shards
+from shared.observability import get_logger
+
+log = get_logger(__name__)
 
 #: Shards taken back in one transaction.
 CHUNK = 100
@@ -26,3 +30,12 @@ def hint(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # whatev
         queues = engine.ready_queues(session)
     context.hint(queues)
     return len(queues)
+
+
+def warn(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # workers are alive by the database's clock
+    """Says which shards wait for workers of a newer release. Two at once: it is said twice."""
+    with context.sessions() as session:
+        stranded = stranded_shards(session)
+    for queue, count in stranded.items():
+        log.warning("shards wait for newer workers: upgrade this pool", pool=queue.value, shards=count)
+    return sum(stranded.values())
