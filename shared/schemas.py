@@ -244,6 +244,7 @@ class Job(BaseModel):
     started_at: int | None = None
     finished_at: int | None = None
     cancel_requested_at: int | None = None
+    input_bytes: int = Field(0, description="what it was given to read; of an S3 prefix, once it is planned")
     items: ItemCounts
     stages: dict[Stage, StageProgress]
     request: dict[str, Any]

@@ -58,6 +58,7 @@ JOB: dict[str, Any] = {
     "started_at": 1794787201,
     "finished_at": None,
     "cancel_requested_at": None,
+    "input_bytes": FILE["bytes"],
     "items": {"total": 1200, "succeeded": 510, "partial": 2, "failed": 0},
     "stages": {"text": STAGE, "fusion": {**STAGE, "shards_done": 2, "items_done": 512}},
     "request": {

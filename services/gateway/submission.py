@@ -11,7 +11,8 @@ from shared import schemas
 from shared.errors import ConflictError, InvalidRequestError
 from shared.ids import new_id
 from shared.jobs import repository
-from shared.jobs.files import locate_files
+from shared.jobs.backlog import check_backlog, check_with_others
+from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
@@ -35,7 +36,9 @@ def submit(
             earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
-        repository.check_backlog(session, tenant, services.settings.limits.waiting_shards)
+        files = _files_of(request)
+        input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
+        check_backlog(session, tenant, services.settings.limits, input_bytes)
     admission.check(request, tenant, services.settings, services.catalog)
     new = NewJob(
         id=new_id("job"),
@@ -43,7 +46,8 @@ def submit(
         request=request.model_dump(mode="json", exclude={"items"}),
         request_sha256=digest,
         idempotency_key=idempotency_key,
-        file_ids=_files_of(request),
+        file_ids=files,
+        input_bytes=input_bytes,
     )
     plan = _prepare(services, new, request, len(body))
     return _insert(services, new, plan)
@@ -77,6 +81,7 @@ def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas
     with services.sessions.begin() as session:
         job = repository.create(session, new)
         if job is not None:
+            check_with_others(session, job.tenant, services.settings.limits)
             if plan is None:
                 repository.queue_plan(session, job)
             else:

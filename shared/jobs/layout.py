@@ -32,6 +32,8 @@ def lay_out(session: Session, job: Job, plan: Plan) -> None:
     `job` is locked or new. The caller ends (or never had) the plan shard.
     """
     job.schema, job.items_total, job.items_failed = plan.schema, plan.items_total, plan.failure_count
+    if plan.input_bytes is not None:
+        job.input_bytes = plan.input_bytes
     add_item_errors(session, job.id, plan.failures, shard_index=None)
     rows = [row for part in plan.slices for row in _shards_of(job, part)]
     fits = sorted(m for m in job.schema["fitted"] if any(part.modalities.get(Modality(m)) for part in plan.slices))

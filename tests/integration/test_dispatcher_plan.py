@@ -225,8 +225,10 @@ def test_a_prefix_of_the_platforms_bucket(context: WorkerContext) -> None:
     folder = keys.tenant_imports("default") + "set/"
     for name, data in {**MEDIA, "manifest.jsonl": ITEMS}.items():
         context.store.put(folder + name, data)
-    _, items = plan(context, {"s3_prefix": f"s3://{context.settings.s3_bucket}/{folder}"})
+    id, items = plan(context, {"s3_prefix": f"s3://{context.settings.s3_bucket}/{folder}"})
     assert [media_bytes(context.store, item.image) for item in items] == list(MEDIA.values())
+    with context.sessions() as session:
+        assert session.get_one(Job, id).input_bytes == len(ITEMS) + sum(map(len, MEDIA.values()))
 
 
 def test_items_that_came_in_the_body(context: WorkerContext) -> None:

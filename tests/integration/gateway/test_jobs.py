@@ -179,7 +179,7 @@ def test_limits_of_items_bytes_and_waiting_shards(
         limits.inline_items, limits.waiting_shards = 100, 1
         client.post("/v1/jobs", json=features_request(8, shard_size=4))
         busy = client.post("/v1/jobs", json=features_request())
-        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "queue_full")
         assert int(busy.headers["retry-after"]) > 0
     finally:
         limits.inline_items, limits.waiting_shards = before
