@@ -152,6 +152,9 @@ class FeaturesRequest(Strict):
     fusion: Fusion = Field(default_factory=Fusion)
     shard_size: int = Field(256, ge=1, le=4096, description="items in one shard")
     priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+    timeout_seconds: int | None = Field(
+        None, ge=1, le=2_592_000, description="the job fails unless it has ended so long after it was accepted"
+    )
     metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -244,6 +247,7 @@ class Job(BaseModel):
     started_at: int | None = None
     finished_at: int | None = None
     cancel_requested_at: int | None = None
+    deadline_at: int | None = None
     input_bytes: int = Field(0, description="what it was given to read; of an S3 prefix, once it is planned")
     items: ItemCounts
     stages: dict[Stage, StageProgress]

@@ -3,7 +3,7 @@
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, TooLargeError
 from shared.schemas import FeaturesRequest
-from shared.settings import Settings
+from shared.settings import Limits, Settings
 from shared.storage.imports import allowed_prefix
 
 
@@ -24,6 +24,10 @@ def check(request: FeaturesRequest, tenant: str, settings: Settings, catalog: Ca
             "upload them as a manifest."
         )
         raise TooLargeError(message, code="too_many_items", param="items")
+    longest = settings.limits.job_seconds
+    if longest and (request.timeout_seconds or 0) > longest:
+        message = f"Jobs have {longest} seconds here; ask for no more, or leave it out."
+        raise InvalidRequestError(message, param="timeout_seconds")
     if request.input is not None and request.input.s3_prefix is not None:
         allowed_prefix(
             request.input.s3_prefix,
@@ -31,3 +35,8 @@ def check(request: FeaturesRequest, tenant: str, settings: Settings, catalog: Ca
             own_bucket=settings.s3_bucket,
             import_buckets=settings.import_buckets,
         )
+
+
+def timeout_of(requested: int | None, limits: Limits) -> int | None:
+    """The seconds that a job gets: those that it asks for, within the limit of all jobs if there is one."""
+    return min(filter(None, (requested, limits.job_seconds)), default=None)

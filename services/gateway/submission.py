@@ -48,6 +48,7 @@ def submit(
         idempotency_key=idempotency_key,
         file_ids=files,
         input_bytes=input_bytes,
+        timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
     )
     plan = _prepare(services, new, request, len(body))
     return _insert(services, new, plan)

@@ -19,8 +19,10 @@ def finish_plan(session: Session, lease: Lease, plan: Plan) -> bool:
     shard = held(session, lease)
     if job is None or shard is None:
         return False
-    if job.status in {JobStatus.QUEUED, JobStatus.PLANNING}:
-        lay_out(session, job, plan)
+    if job.status not in {JobStatus.QUEUED, JobStatus.PLANNING}:
+        end_shard(session, job, shard, ShardState.CANCELLED)  # or a retry would find the job planned, without shards
+        return True
+    lay_out(session, job, plan)
     shard.result = {"rows": plan.items_total}
     end_shard(session, job, shard, ShardState.DONE)
     return True

@@ -16,7 +16,7 @@ from shared.jobs import engine
 from shared.jobs.files import file_not_found, pin_files
 from shared.jobs.models import Job, JobFile, JobStage, Shard
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.jobs.transitions import fair_tags, set_status
+from shared.jobs.transitions import fair_tags, set_deadline, set_status
 from shared.queues import Queue, Stage
 from shared.schemas import JobStatus, JobType
 
@@ -32,6 +32,7 @@ class NewJob:
     idempotency_key: str | None = None
     file_ids: Collection[str] = field(default_factory=tuple)
     input_bytes: int = 0
+    timeout_seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def create(session: Session, new: NewJob) -> Job | None:
         return None
     if pinned:
         session.execute(insert(JobFile), [{"job_id": job.id, "file_id": id} for id in pinned])
+    set_deadline(job, new.timeout_seconds)
     set_status(session, job, JobStatus.QUEUED)
     return job
 
@@ -173,6 +175,7 @@ def _snapshot(job: Job, stages: dict[Stage, schemas.StageProgress]) -> schemas.J
         started_at=_seconds(job.started_at),
         finished_at=_seconds(job.finished_at),
         cancel_requested_at=_seconds(job.cancel_requested_at),
+        deadline_at=_seconds(job.deadline_at),
         input_bytes=job.input_bytes,
         items=schemas.ItemCounts(
             total=job.items_total, succeeded=job.items_succeeded, partial=job.items_partial, failed=job.items_failed

@@ -64,11 +64,8 @@ def end_shard(session: Session, job: Job, shard: Shard, state: ShardState) -> No
 def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> None:
     """What the end of a shard means for those that wait for it."""
     if state == ShardState.FAILED and shard.stage == Stage.FIT:
-        job.error_code, job.error_message = shard.error_code, shard.error_message
-        set_status(session, job, JobStatus.FAILED)
-        cancel_waiting(session, job)
+        fail_early(session, job, shard.error_code, shard.error_message)
     elif state == ShardState.FAILED and shard.stage == Stage.FUSION:
-        shard.result = {"failed": shard.items}
         job.items_failed += shard.items
         shard.result = {"failed": shard.items}  # what it counted, for `retry` to take back
         message = f"The {shard.items} items of slice {shard.index} could not be fused: {shard.error_message}"
@@ -131,6 +128,13 @@ def back_to_ready(shard: Shard, delay_seconds: float) -> None:
     shard.run_after = func.clock_timestamp() + timedelta(seconds=delay_seconds)
 
 
+def fail_early(session: Session, job: Job, code: str | None, message: str | None) -> None:
+    """A job ends before its shards have: what was not begun is cancelled, what runs is told to stop."""
+    job.error_code, job.error_message = code, message
+    set_status(session, job, JobStatus.FAILED)
+    cancel_waiting(session, job)
+
+
 def cancel_waiting(session: Session, job: Job) -> None:
     session.flush()
     cancelled = session.execute(
@@ -167,6 +171,11 @@ def set_status(session: Session, job: Job, status: JobStatus) -> None:
         job.finished_at = func.clock_timestamp()
     data = {"code": job.error_code, "message": job.error_message} if status == JobStatus.FAILED else {}
     add_event(session, job.id, f"job.{status.value}", data)
+
+
+def set_deadline(job: Job, timeout_seconds: int | None) -> None:
+    """Gives a job so much time from now on; None: as long as it takes."""
+    job.deadline_at = None if timeout_seconds is None else func.clock_timestamp() + timedelta(seconds=timeout_seconds)
 
 
 def add_event(session: Session, job_id: str, type: str, data: dict[str, Any]) -> None:

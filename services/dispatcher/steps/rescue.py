@@ -1,4 +1,4 @@
-"""Shards whose worker died, and hints for whatever is ready."""
+"""Shards whose worker died, jobs past their deadline, and hints for whatever is ready."""
 
 from datetime import datetime
 
@@ -18,6 +18,16 @@ def rescue(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # leas
         rescued += count
         if count < CHUNK:
             return rescued
+
+
+def end_overdue(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # deadlines go by the database's clock
+    """Fails jobs that are past their deadline, each in a transaction of its own. Two at once: SKIP LOCKED."""
+    ended = 0
+    while True:
+        with context.sessions.begin() as session:
+            if not engine.end_overdue(session):
+                return ended
+        ended += 1
 
 
 def hint(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # whatever is ready is ready
