@@ -147,6 +147,9 @@ class JobOptions(Strict):
     """What every job can be given."""
 
     priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+    timeout_seconds: int | None = Field(
+        None, ge=1, le=2_592_000, description="the job fails unless it has ended so long after it was accepted"
+    )
     metadata: Metadata = Field(default_factory=dict)
 
 
@@ -272,6 +275,8 @@ class Job(BaseModel):
     started_at: int | None = None
     finished_at: int | None = None
     cancel_requested_at: int | None = None
+    deadline_at: int | None = None
+    input_bytes: int = Field(0, description="what it was given to read; of an S3 prefix, once it is planned")
     items: ItemCounts
     stages: dict[Stage, StageProgress]
     request: dict[str, Any]

@@ -38,7 +38,10 @@ class Limits(BaseSettings):
     archive_members: int = Field(20_000_000, description="members of one archive")
     archive_bytes: int = Field(50 * 1024**3, description="one archive, unpacked")
     archive_ratio: float = Field(200.0, description="unpacked to packed bytes of a zip")
+    queued_bytes: int = Field(200 * 1024**3, description="input of a tenant's unfinished jobs together")
     waiting_shards: int = Field(200_000, description="shards of one tenant that wait")
+    waiting_seconds: float = Field(86_400.0, description="age of a tenant's oldest job that no worker has begun")
+    job_seconds: int = Field(0, description="a job's time until it has ended, if it asks for none or more; 0: no limit")
     npz_bytes: int = Field(1024**3, description="results as npz")
 
 

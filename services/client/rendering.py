@@ -89,8 +89,10 @@ def job_details(job: Job) -> Table:
     if job.error is not None:
         table.add_row("error", f"{job.error.message} ({job.error.code})")
     table.add_row("items", item_counts(job))
-    table.add_row("created", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.created_at))}")
+    table.add_row("created", _moment(job.created_at))
     table.add_row("took", took(job))
+    if job.deadline_at is not None:
+        table.add_row("deadline", _moment(job.deadline_at))
     for name in ("input", "encoders", "fusion", "preprocessing"):
         if job.request.get(name) is not None:
             table.add_row(name, _compact(job.request[name]))
@@ -208,6 +210,10 @@ def took(job: Job) -> str:
 def when(timestamp: float) -> str:
     """`3 min ago`."""
     return f"{span(time.time() - timestamp)} ago"
+
+
+def _moment(timestamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
 
 
 def span(seconds: float) -> str:

@@ -49,6 +49,7 @@ class JobOptions(TypedDict, total=False):
     fusion: Fusion | Mapping[str, Any]
     shard_size: int
     priority: int
+    timeout_seconds: int
     metadata: Mapping[str, str]
 
 

@@ -33,7 +33,12 @@ class Step:
 
 def urgent_steps() -> list[Step]:
     """What people wait for; these touch Postgres and Redis only."""
-    return [Step("rescue", rescue.rescue), Step("hint", rescue.hint), Step("warn", rescue.warn, MINUTE / 4)]
+    return [
+        Step("rescue", rescue.rescue),
+        Step("end_overdue", rescue.end_overdue),
+        Step("hint", rescue.hint),
+        Step("warn", rescue.warn, MINUTE / 4),
+    ]
 
 
 def housekeeping_steps() -> list[Step]:

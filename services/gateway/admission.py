@@ -2,12 +2,13 @@
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, TooLargeError
+from shared.fine_tuning import JobRequest
 from shared.schemas import FeaturesRequest, ItemSource
-from shared.settings import Settings
+from shared.settings import Limits, Settings
 from shared.storage.imports import allowed_prefix
 
 
-def check(request: ItemSource, tenant: str, settings: Settings, catalog: Catalog) -> None:
+def check(request: JobRequest, tenant: str, settings: Settings, catalog: Catalog) -> None:
     """Raises InvalidRequestError (`unknown_encoder`, `prefix_not_allowed`, …) or TooLargeError (`too_many_items`)."""
     chosen = request.encoders.chosen()
     for modality, encoder in chosen.items():
@@ -15,6 +16,10 @@ def check(request: ItemSource, tenant: str, settings: Settings, catalog: Catalog
     if isinstance(request, FeaturesRequest):
         _check_weights(request)
     _check_source(request, tenant, settings)
+    longest = settings.limits.job_seconds
+    if longest and (request.timeout_seconds or 0) > longest:
+        message = f"Jobs have {longest} seconds here; ask for no more, or leave it out."
+        raise InvalidRequestError(message, param="timeout_seconds")
 
 
 def _check_weights(request: FeaturesRequest) -> None:
@@ -40,3 +45,8 @@ def _check_source(request: ItemSource, tenant: str, settings: Settings) -> None:
             own_bucket=settings.s3_bucket,
             import_buckets=settings.import_buckets,
         )
+
+
+def timeout_of(requested: int | None, limits: Limits) -> int | None:
+    """The seconds that a job gets: those that it asks for, within the limit of all jobs if there is one."""
+    return min(filter(None, (requested, limits.job_seconds)), default=None)

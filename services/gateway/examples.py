@@ -30,7 +30,11 @@ JOB_REQUESTS: dict[str, Any] = {
     },
     "manifest": {
         "summary": "A manifest that was uploaded: JSONL, Parquet, tar or zip",
-        "value": {"type": "features", "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"}},
+        "value": {
+            "type": "features",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "timeout_seconds": 7200,
+        },
     },
     "prefix": {
         "summary": "A folder of object storage",
@@ -70,6 +74,8 @@ JOB: dict[str, Any] = {
     "started_at": 1794787201,
     "finished_at": None,
     "cancel_requested_at": None,
+    "deadline_at": 1794794400,
+    "input_bytes": FILE["bytes"],
     "items": {"total": 1200, "succeeded": 510, "partial": 2, "failed": 0},
     "stages": {"text": STAGE, "fusion": {**STAGE, "shards_done": 2, "items_done": 512}},
     "request": {
@@ -82,6 +88,7 @@ JOB: dict[str, Any] = {
         "fusion": {"method": "concat", "weights": {}},
         "shard_size": 256,
         "priority": 0,
+        "timeout_seconds": 7200,
         "metadata": {"project": "posts"},
     },
     "metadata": {"project": "posts"},

@@ -13,7 +13,8 @@ from shared.errors import ConflictError, InvalidRequestError
 from shared.fine_tuning import JobRequest
 from shared.ids import new_id
 from shared.jobs import repository
-from shared.jobs.files import locate_files
+from shared.jobs.backlog import check_backlog, check_with_others
+from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
@@ -37,8 +38,10 @@ def submit(
             earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
-        repository.check_backlog(session, tenant, services.settings.limits.waiting_shards)
         request = settle(session, tenant, request)
+        files = _files_of(request)
+        input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
+        check_backlog(session, tenant, services.settings.limits, input_bytes)
     admission.check(request, tenant, services.settings, services.catalog)
     new = NewJob(
         id=new_id("job"),
@@ -46,9 +49,11 @@ def submit(
         request=request.model_dump(mode="json", exclude={"items"}),
         request_sha256=digest,
         idempotency_key=idempotency_key,
-        file_ids=_files_of(request),
+        file_ids=files,
         features=getattr(request, "features", None),
         model=getattr(request, "model", None),
+        input_bytes=input_bytes,
+        timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
     )
     plan = _prepare(services, new, request, len(body))
     return _insert(services, new, plan)
@@ -82,6 +87,7 @@ def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas
     with services.sessions.begin() as session:
         job = repository.create(session, new)
         if job is not None:
+            check_with_others(session, job.tenant, services.settings.limits)
             if plan is not None:
                 lay_out(session, job, plan)
             elif new.features is not None:

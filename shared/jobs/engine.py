@@ -9,7 +9,7 @@ shard is conditional on the token, so a worker that was frozen past its lease ch
 
 import random
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from shared.jobs.transitions import (
     cancel_waiting,
     end_job,
     end_shard,
+    fail_early,
     held,
     lock_job,
     place_of,
@@ -172,7 +173,7 @@ def checkpoint(session: Session, lease: Lease, name: str, stored: StoredObject) 
 
     Raises LeaseLostError.
     """
-    shard = held(session, lease)
+    shard = held(session, lease.shard_id, lease.token)
     if shard is None:
         raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
     shard.checkpoints = {**shard.checkpoints, name: {"key": stored.key, "sha256": stored.sha256}}
@@ -182,7 +183,7 @@ def checkpoint(session: Session, lease: Lease, name: str, stored: StoredObject) 
 def report(session: Session, lease: Lease, type: str, data: dict[str, Any]) -> None:
     """Writes an event of the shard's job. Raises LeaseLostError."""
     job = lock_job(session, lease.job_id)
-    if job is None or held(session, lease) is None:
+    if job is None or held(session, lease.shard_id, lease.token) is None:
         raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
     add_event(session, job.id, type, data)
 
@@ -270,9 +271,7 @@ def fail_job(session: Session, lease: Lease, code: str, message: str) -> None:
         return
     shard.error_code, shard.error_message = code, message[:2000]
     if job.status not in ENDED_JOBS and job.status != JobStatus.CANCELLING:
-        job.error_code, job.error_message = code, message[:2000]
-        set_status(session, job, JobStatus.FAILED)
-        cancel_waiting(session, job)
+        fail_early(session, job, code, message[:2000])
     end_shard(session, job, shard, ShardState.FAILED)
 
 
@@ -285,6 +284,24 @@ def cancel(session: Session, job: Job) -> None:
     cancel_waiting(session, job)
     if job.shards_open == 0:
         end_job(session, job)
+
+
+def end_overdue(session: Session) -> bool:
+    """Fails a job that is past its deadline (`deadline_exceeded`). False: there is none that nobody else has locked."""
+    overdue = (
+        (Job.deadline_at <= func.clock_timestamp())
+        & Job.finished_at.is_(None)
+        & (Job.status != JobStatus.CANCELLING)  # it ends anyway
+    )
+    # The conditions hold under the lock, too: a job that ended or was given a new deadline meanwhile is not returned.
+    oldest = select(Job).where(overdue).order_by(Job.deadline_at).limit(1)
+    job = session.scalar(oldest.with_for_update(skip_locked=True))
+    if job is None or job.deadline_at is None:
+        return False
+    deadline = job.deadline_at.astimezone(UTC)
+    message = f"The job had not ended by its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC; a retry gives it a new one."
+    fail_early(session, job, "deadline_exceeded", message)
+    return True
 
 
 def reclaim_expired(session: Session, *, limit: int = 100) -> int:

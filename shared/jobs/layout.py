@@ -22,8 +22,10 @@ def finish_plan(session: Session, lease: Lease, plan: Plan) -> bool:
     shard = held(session, lease.shard_id, lease.token)
     if job is None or shard is None:
         return False
-    if job.status in {JobStatus.QUEUED, JobStatus.PLANNING}:
-        lay_out(session, job, plan)
+    if job.status not in {JobStatus.QUEUED, JobStatus.PLANNING}:
+        end_shard(session, job, shard, ShardState.CANCELLED)  # or a retry would find the job planned, without shards
+        return True
+    lay_out(session, job, plan)
     shard.result = {"rows": plan.items_total}
     end_shard(session, job, shard, ShardState.DONE)
     return True
@@ -35,6 +37,8 @@ def lay_out(session: Session, job: Job, plan: Plan) -> None:
     `job` is locked or new. The caller ends (or never had) the plan shard.
     """
     job.schema, job.items_total, job.items_failed = plan.schema, plan.items_total, plan.failure_count
+    if plan.input_bytes is not None:
+        job.input_bytes = plan.input_bytes
     add_item_errors(session, job.id, plan.failures, shard_index=None)
     rows = [row for part in plan.slices for row in _shards_of(job, part)]
     fits = sorted(m for m in job.schema["fitted"] if any(part.modalities.get(Modality(m)) for part in plan.slices))

@@ -89,6 +89,12 @@ class Job(Base):
             "jobs_unpublished", "finished_at", postgresql_where=text("status = 'succeeded' AND published_at IS NULL")
         ),
         Index("jobs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("jobs_unfinished", "tenant", "created_at", postgresql_where=text("finished_at IS NULL")),
+        Index(
+            "jobs_with_deadline",
+            "deadline_at",
+            postgresql_where=text("finished_at IS NULL AND deadline_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -103,7 +109,11 @@ class Job(Base):
     metadata_: Mapped[dict[str, str]] = mapped_column("metadata", JSONB, default=dict)
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_sha256: Mapped[str] = mapped_column(Text)
+    input_bytes: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), doc="what it was given to read; of a prefix, once it is planned"
+    )
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
+    deadline_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="it fails unless ended by then")
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     cancel_requested_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

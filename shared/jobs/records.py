@@ -120,10 +120,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What planning found: the slices, the schema fixed for the job, and the items unusable from the start."""
+    """What planning found: the slices, the schema fixed for the job, and the items unusable from the start.
+
+    `input_bytes` is what lies under a prefix; None: the size of the input was known before.
+    """
 
     slices: Sequence[Slice]
     schema: dict[str, Any]
     items_total: int
     failures: Iterable[ItemFailure] = ()
     failure_count: int = 0
+    input_bytes: int | None = None

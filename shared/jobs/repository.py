@@ -11,17 +11,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared import schemas
-from shared.errors import BusyError, ConflictError, InvalidRequestError, NotFoundError
+from shared.errors import ConflictError, InvalidRequestError, NotFoundError
 from shared.jobs import engine, registry
 from shared.jobs.files import file_not_found, pin_files
 from shared.jobs.models import Job, JobFile, JobSource, JobStage, Model, Shard
 from shared.jobs.protocol import protocol_of
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.jobs.transitions import fair_tags, set_status
+from shared.jobs.transitions import fair_tags, set_deadline, set_status
 from shared.queues import Queue, Stage
 from shared.schemas import JobStatus, JobType
-
-_UNFINISHED = (ShardState.READY, ShardState.BLOCKED, ShardState.LEASED)
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class NewJob:
     file_ids: Collection[str] = field(default_factory=tuple)
     features: str | None = None
     model: str | None = None
+    input_bytes: int = 0
+    timeout_seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def create(session: Session, new: NewJob) -> Job | None:
         .values(
             id=new.id, tenant=new.tenant, type=request["type"], priority=request["priority"], request=request,
             metadata_=request["metadata"], idempotency_key=new.idempotency_key, request_sha256=new.request_sha256,
+            input_bytes=new.input_bytes,
         )
         .on_conflict_do_nothing(constraint="jobs_idempotency")
         .returning(Job)
@@ -73,6 +74,7 @@ def create(session: Session, new: NewJob) -> Job | None:
     if pinned:
         session.execute(insert(JobFile), [{"job_id": job.id, "file_id": id} for id in pinned])
     _pin_sources(session, new)
+    set_deadline(job, new.timeout_seconds)
     set_status(session, job, JobStatus.QUEUED)
     return job
 
@@ -123,16 +125,6 @@ def find_repeat(session: Session, tenant: str, idempotency_key: str, request_sha
         message = "This Idempotency-Key was used for another request; a new request needs a new key."
         raise InvalidRequestError(message, code="idempotency_key_reused", param="Idempotency-Key")
     return job
-
-
-def check_backlog(session: Session, tenant: str, waiting_shards: int) -> None:
-    """Raises BusyError when more than `waiting_shards` shards of the tenant wait or run."""
-    over = session.scalar(
-        select(Shard.id).where(Shard.tenant == tenant, Shard.state.in_(_UNFINISHED)).offset(waiting_shards).limit(1)
-    )
-    if over is not None:
-        message = f"More than {waiting_shards} shards of your jobs wait already; send this job when some have ended."
-        raise BusyError(message, retry_after=30)
 
 
 def find(session: Session, tenant: str, id: str, *, lock: bool = False) -> Job:
@@ -221,6 +213,8 @@ def _snapshot(job: Job, stages: dict[Stage, schemas.StageProgress], models: list
         started_at=_seconds(job.started_at),
         finished_at=_seconds(job.finished_at),
         cancel_requested_at=_seconds(job.cancel_requested_at),
+        deadline_at=_seconds(job.deadline_at),
+        input_bytes=job.input_bytes,
         items=schemas.ItemCounts(
             total=job.items_total, succeeded=job.items_succeeded, partial=job.items_partial, failed=job.items_failed
         ),

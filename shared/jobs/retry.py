@@ -16,7 +16,14 @@ from sqlalchemy.orm import Session
 from shared.errors import ConflictError
 from shared.jobs.models import ItemError, Job, JobStage, Shard
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.jobs.transitions import add_event, fair_tags, forget_item_errors, set_status
+from shared.jobs.transitions import (
+    add_event,
+    end_job,
+    fair_tags,
+    forget_item_errors,
+    set_deadline,
+    set_status,
+)
 from shared.queues import Modality, Stage
 from shared.schemas import JobStatus
 
@@ -41,15 +48,18 @@ class _Ended:
     spec: dict[str, Any]
 
 
-def retry(session: Session, job: Job) -> None:
-    """Puts back what failed of a job that has ended; `job` is locked.
+def retry(session: Session, job: Job, timeout_seconds: int | None = None) -> None:
+    """Puts back what failed of a job that has ended, with so much time from now on; `job` is locked.
+
+    If its deadline came while its last shards ended, nothing is left to do, and it succeeds at once.
 
     Raises ConflictError: `job_not_finished`, `job_cancelled`, or `nothing_to_retry`.
     """
     _check_ended(job)
     faults = _faults(session, job)
     shards = _to_reset(session, job, faults)
-    if not shards:
+    complete = job.status == JobStatus.FAILED and job.items_succeeded + job.items_partial > 0
+    if not shards and not complete:
         raise ConflictError(f"Nothing of the job {job.id!r} failed that could be tried again.", code="nothing_to_retry")
     _subtract(session, job, shards)
     slices = sorted({s.index for s in shards if s.stage == Stage.FUSION})
@@ -61,6 +71,9 @@ def retry(session: Session, job: Job) -> None:
     add_event(session, job.id, "job.retried", {"shards": len(shards), "slices": len(slices)})
     unplanned = any(s.stage == Stage.PLAN for s in shards)
     set_status(session, job, JobStatus.QUEUED if unplanned else JobStatus.RUNNING)
+    set_deadline(job, timeout_seconds)
+    if not shards:
+        end_job(session, job)
 
 
 def _check_ended(job: Job) -> None:

@@ -70,9 +70,7 @@ def end_shard(session: Session, job: Job, shard: Shard, state: ShardState) -> No
 def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> None:
     """What the end of a shard means for those that wait for it."""
     if state == ShardState.FAILED and shard.stage in _INDISPENSABLE:
-        job.error_code, job.error_message = shard.error_code, shard.error_message
-        set_status(session, job, JobStatus.FAILED)
-        cancel_waiting(session, job)
+        fail_early(session, job, shard.error_code, shard.error_message)
     elif state == ShardState.FAILED and shard.stage == Stage.FUSION:
         job.items_failed += shard.items
         shard.result = {"failed": shard.items}  # what it counted, for `retry` to take back
@@ -95,13 +93,8 @@ def _fused(session: Session, job: Job, shard: Shard) -> None:
         _unblock(session, job, (Shard.stage == Stage.PREDICT.value) & (Shard.index == shard.index))
     elif job.type == JobType.FINE_TUNE:
         if job.items_failed > job.request["max_failed_fraction"] * job.items_total:
-            job.error_code = "too_many_failed_items"
-            job.error_message = (
-                f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows; "
-                "see the job's errors."
-            )
-            set_status(session, job, JobStatus.FAILED)
-            cancel_waiting(session, job)
+            message = f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows."
+            fail_early(session, job, "too_many_failed_items", f"{message} See the job's errors.")
         else:
             _unblock(session, job, Shard.stage == Stage.FINE_TUNE.value)
 
@@ -155,6 +148,13 @@ def back_to_ready(shard: Shard, delay_seconds: float) -> None:
     shard.run_after = func.clock_timestamp() + timedelta(seconds=delay_seconds)
 
 
+def fail_early(session: Session, job: Job, code: str | None, message: str | None) -> None:
+    """A job ends before its shards have: what was not begun is cancelled, what runs is told to stop."""
+    job.error_code, job.error_message = code, message
+    set_status(session, job, JobStatus.FAILED)
+    cancel_waiting(session, job)
+
+
 def cancel_waiting(session: Session, job: Job) -> None:
     session.flush()
     cancelled = session.execute(
@@ -191,6 +191,11 @@ def set_status(session: Session, job: Job, status: JobStatus) -> None:
         job.finished_at = func.clock_timestamp()
     data = {"code": job.error_code, "message": job.error_message} if status == JobStatus.FAILED else {}
     add_event(session, job.id, f"job.{status.value}", data)
+
+
+def set_deadline(job: Job, timeout_seconds: int | None) -> None:
+    """Gives a job so much time from now on; None: as long as it takes."""
+    job.deadline_at = None if timeout_seconds is None else func.clock_timestamp() + timedelta(seconds=timeout_seconds)
 
 
 def add_event(session: Session, job_id: str, type: str, data: dict[str, Any]) -> None:

@@ -50,10 +50,14 @@ class PlanRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Source:
-    """A manifest that is being read: its rows, and the media that lie beside it."""
+    """A manifest that is being read: its rows, and the media that lie beside it.
+
+    `bytes` is what a prefix holds altogether; of other manifests the size was known when the job was accepted.
+    """
 
     rows: Iterable[Row]
     find_members: Finder = lambda names: {}  # noqa: ARG005  # most manifests have nothing beside them
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,14 @@ def plan_rows(
         m.value: sum(part.modalities[m] for part in written) for m in Modality if m in request.encoders.chosen()
     }
     schema["plan"] = place.token.hex
-    return Plan(written, schema, planner.count, failures=ledger, failure_count=ledger.failed_items)
+    return Plan(
+        written,
+        schema,
+        planner.count,
+        failures=ledger,
+        failure_count=ledger.failed_items,
+        input_bytes=source.bytes,
+    )
 
 
 def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:

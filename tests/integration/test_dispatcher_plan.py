@@ -32,6 +32,7 @@ from shared.jobs.layout import finish_plan
 from shared.jobs.models import Job, JobFile, JobStage, Shard
 from shared.jobs.records import Lease, Plan
 from shared.jobs.repository import NewJob
+from shared.jobs.retry import retry
 from shared.queues import Queue
 from shared.schemas import FeaturesRequest, JobStatus, PlannedItem
 from shared.settings import Settings
@@ -225,8 +226,10 @@ def test_a_prefix_of_the_platforms_bucket(context: WorkerContext) -> None:
     folder = keys.tenant_imports("default") + "set/"
     for name, data in {**MEDIA, "manifest.jsonl": ITEMS}.items():
         context.store.put(folder + name, data)
-    _, items = plan(context, {"s3_prefix": f"s3://{context.settings.s3_bucket}/{folder}"})
+    id, items = plan(context, {"s3_prefix": f"s3://{context.settings.s3_bucket}/{folder}"})
     assert [media_bytes(context.store, item.image) for item in items] == list(MEDIA.values())
+    with context.sessions() as session:
+        assert session.get_one(Job, id).input_bytes == len(ITEMS) + sum(map(len, MEDIA.values()))
 
 
 def test_items_that_came_in_the_body(context: WorkerContext) -> None:
@@ -277,6 +280,26 @@ def test_planning_stops_when_the_job_is_cancelled(context: WorkerContext) -> Non
     control.cancel()
     with pytest.raises(ShardCancelledError):
         make_plan(context, lease, control)
+
+
+def test_a_plan_that_comes_after_the_deadline_counts_for_nothing(context: WorkerContext) -> None:
+    id = submit(context, {"file_id": upload(context, ITEMS)})
+    lease = claim(context)
+    late = make_plan(context, lease)
+    with context.sessions.begin() as session:
+        session.execute(update(Job).values(deadline_at=func.clock_timestamp()))
+    with context.sessions.begin() as session:
+        assert engine.end_overdue(session)
+    with context.sessions.begin() as session:
+        assert finish_plan(session, lease, late)
+        assert [shard.state for shard in session.scalars(select(Shard))] == ["cancelled"]
+    with context.sessions.begin() as session:
+        retry(session, repository.find(session, "default", id, lock=True))
+    lease = claim(context)
+    again = make_plan(context, lease)
+    with context.sessions.begin() as session:
+        assert finish_plan(session, lease, again)
+        assert session.get_one(Job, id).status == JobStatus.RUNNING
 
 
 def test_a_plan_whose_lease_was_lost_writes_nothing(context: WorkerContext) -> None:

@@ -233,7 +233,7 @@ class TestSubmitting:
     def test_options(self, run: Run, manifest: Path, gateway: Gateway) -> None:
         options = (
             "--text word2vec --image none --stop-words en --stop-words zh --lowercase --weight text=2 "
-            "--weight audio=.5 --shard-size 64 --priority 3 --metadata project=emoji --json"
+            "--weight audio=.5 --shard-size 64 --priority 3 --timeout 60 --metadata project=emoji --json"
         )
         result = run("submit", str(manifest), *options.split())
         assert json.loads(result.stdout)["id"] == JOB_ID
@@ -246,6 +246,7 @@ class TestSubmitting:
             "fusion": {"method": "weighted", "weights": {"text": 2.0, "audio": 0.5}},
             "shard_size": 64,
             "priority": 3,
+            "timeout_seconds": 60,
             "metadata": {"project": "emoji"},
         }
 

@@ -60,6 +60,10 @@ def submit(
     priority: Annotated[
         int | None, typer.Option(help="Higher goes first, from -10 to 10.", rich_help_panel=_JOB)
     ] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="The job fails unless it has ended by then.", rich_help_panel=_JOB),
+    ] = None,
     metadata: Metadata = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +94,12 @@ def submit(
         encoders={Modality.TEXT: text, Modality.IMAGE: image, Modality.AUDIO: audio},
         text_preprocessing={"stop_words": stop_words, "lowercase": lowercase or None},
         fusion=_fusion(fusion, weight),
-        plain={"shard_size": shard_size, "priority": priority, "metadata": pairs(metadata, "--metadata") or None},
+        plain={
+            "shard_size": shard_size,
+            "priority": priority,
+            "timeout_seconds": timeout,
+            "metadata": pairs(metadata, "--metadata") or None,
+        },
     )
     here = connection(context)
     job = _create(here, source, options)

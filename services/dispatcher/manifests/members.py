@@ -104,6 +104,10 @@ class MemberIndex:
         self._folder = nearest[0].removesuffix(MANIFEST)
         return self._find(self._folder, [MANIFEST])[MANIFEST]
 
+    def bytes(self) -> int:
+        """The size of all members together."""
+        return int(self._db.execute("SELECT coalesce(sum(size), 0) FROM members").fetchone()[0])
+
     def find(self, names: Collection[str]) -> dict[str, MediaLocation]:
         """Where the members are that a manifest calls so; those that do not exist are left out."""
         return self._find(self._folder, names)

@@ -1,4 +1,4 @@
-"""Shards whose worker died, hints for whatever is ready, and a warning of what no worker can run."""
+"""Shards whose worker died, jobs past their deadline, hints for what is ready, a warning of what no worker can run."""
 
 from datetime import datetime
 
@@ -22,6 +22,16 @@ def rescue(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # leas
         rescued += count
         if count < CHUNK:
             return rescued
+
+
+def end_overdue(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # deadlines go by the database's clock
+    """Fails jobs that are past their deadline, each in a transaction of its own. Two at once: SKIP LOCKED."""
+    ended = 0
+    while True:
+        with context.sessions.begin() as session:
+            if not engine.end_overdue(session):
+                return ended
+        ended += 1
 
 
 def hint(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # whatever is ready is ready

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from services.gateway import examples
+from services.gateway.admission import timeout_of
 from services.gateway.auth import CallerDep
 from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.openapi import COMMON_ERRORS, answers
@@ -107,10 +108,10 @@ def cancel_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
 
 @router.post("/v1/jobs/{id}/retry", summary="Retry failed items", responses=answers(examples.JOB, 404, 409))
 def retry_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
-    """Tries again, in place, what failed of an ended job; what succeeded stays."""
+    """Tries again, in place, what failed of an ended job; what succeeded stays. Its time begins anew."""
     with services.sessions.begin() as session:
         job = repository.find(session, caller.tenant, id, lock=True)
-        retry(session, job)
+        retry(session, job, timeout_of(job.request.get("timeout_seconds"), services.settings.limits))
         shown, queues = repository.snapshot(session, job), repository.ready_queues(session, id)
     services.hint(queues)
     return shown

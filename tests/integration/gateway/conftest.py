@@ -119,13 +119,17 @@ class Pools:
         count = 0
         while leases := [lease for queue in queues or Queue for lease in self.claim(queue)]:
             for lease in leases:
-                with self.sessions.begin() as session:
-                    engine.start(session, lease)
-                finished = self._fuse(lease) if lease.stage is Stage.FUSION else self._extract(lease)
-                with self.sessions.begin() as session:
-                    assert engine.finish(session, [finished]) == {lease.shard_id}
+                self.finish(lease)
                 count += 1
         return count
+
+    def finish(self, lease: Lease) -> None:
+        """Does the work of one shard."""
+        with self.sessions.begin() as session:
+            engine.start(session, lease)
+        finished = self._fuse(lease) if lease.stage is Stage.FUSION else self._extract(lease)
+        with self.sessions.begin() as session:
+            assert engine.finish(session, [finished]) == {lease.shard_id}
 
     def claim(self, queue: Queue) -> list[Lease]:
         """Up to ten shards."""
