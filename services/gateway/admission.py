@@ -2,8 +2,9 @@
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, TooLargeError
-from shared.fine_tuning import JobRequest
-from shared.schemas import FeaturesRequest, ItemSource
+from shared.fine_tuning import FineTuneRequest, JobRequest, Method
+from shared.fusion_parameters import validate_parameters
+from shared.schemas import FeaturesRequest, FusionMethod, ItemSource
 from shared.settings import Limits, Settings
 from shared.storage.imports import allowed_prefix
 
@@ -14,7 +15,9 @@ def check(request: JobRequest, tenant: str, settings: Settings, catalog: Catalog
     for modality, encoder in chosen.items():
         catalog.resolve(modality, encoder)
     if isinstance(request, FeaturesRequest):
-        _check_weights(request)
+        validate_parameters(request.fusion.method, request.fusion.parameters(), chosen, param="fusion")
+    elif isinstance(request, FineTuneRequest):
+        _check_training(request)
     _check_source(request, tenant, settings)
     longest = settings.limits.job_seconds
     if longest and (request.timeout_seconds or 0) > longest:
@@ -22,13 +25,12 @@ def check(request: JobRequest, tenant: str, settings: Settings, catalog: Catalog
         raise InvalidRequestError(message, param="timeout_seconds")
 
 
-def _check_weights(request: FeaturesRequest) -> None:
-    for modality in request.fusion.weights:
-        if modality not in request.encoders.chosen():
-            message = (
-                f"There is a weight for {modality}, but no {modality} encoder: drop the weight or choose an encoder."
-            )
-            raise InvalidRequestError(message, param=f"fusion.weights.{modality}")
+def _check_training(request: FineTuneRequest) -> None:
+    if request.fusion is not None:
+        method, parameters = FusionMethod(request.fusion.method), request.fusion.parameters
+        validate_parameters(method, parameters, request.encoders.chosen(), param="fusion.parameters")
+    if request.method is Method.ALIGN and request.features is None and len(request.encoders.chosen()) < 2:
+        raise InvalidRequestError("`align` needs the encoders of at least two modalities.", param="encoders")
 
 
 def _check_source(request: ItemSource, tenant: str, settings: Settings) -> None:

@@ -1,20 +1,19 @@
 """What a job is made from, beside its items: a model that says which encoders are used, a feature set that must fit."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidRequestError
-from shared.fine_tuning import JobRequest, PredictRequest
+from shared.fine_tuning import FineTuneRequest, JobRequest
 from shared.jobs import registry, repository
 from shared.jobs.models import Model
 from shared.preprocessing import Preprocessing
-from shared.schemas import Encoders
+from shared.schemas import Encoders, FeaturesRequest, ItemSource
 
-Request = TypeVar("Request", bound=JobRequest)
-
-#: Kinds of models that say something about an item; the others only turn it into vectors.
+#: Kinds of models that say something about an item, and those that make one vector of its vectors.
 _PREDICT = frozenset({"classifier", "regressor"})
+_FUSE = _PREDICT | {"align"}
 
 
 def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
@@ -25,7 +24,9 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
     """
     features = getattr(request, "features", None)
     source = None if features is None else repository.find_features(session, tenant, features)
-    if not isinstance(request, PredictRequest):
+    if isinstance(request, FeaturesRequest):
+        return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
+    if isinstance(request, FineTuneRequest):
         return request
     model = registry.find_model(session, tenant, request.model)
     if model.kind not in _PREDICT:
@@ -34,12 +35,28 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
     if source is not None:
         _check_fit(model, source.schema)
         return request
+    return request.model_copy(update=_encoding(model, request))
+
+
+def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:
+    model = registry.find_model(session, tenant, id)
+    if model.kind not in _FUSE:
+        message = f"The model {model.id!r} is a {model.kind}; vectors are fused by what a fine_tune job made."
+        raise InvalidRequestError(message, code="unsuitable_model", param="fusion.model")
+    fusion = request.fusion.model_copy(update={"dimension": model.dimension})
+    return request.model_copy(update={**_encoding(model, request), "fusion": fusion})
+
+
+def _encoding(model: Model, request: ItemSource) -> dict[str, Any]:
+    """How items are encoded for a model: as those were that it was trained on."""
     if {"encoders", "preprocessing"} & request.model_fields_set:
         message = "A model decides itself how items are encoded: leave out encoders and preprocessing."
         raise InvalidRequestError(message, param="encoders")
     encoders = dict.fromkeys(Encoders.model_fields, None) | model.spec["fine_tuned"]["encoders"]
-    preprocessing = Preprocessing.model_validate(model.spec["preprocessing"])
-    return request.model_copy(update={"encoders": Encoders(**encoders), "preprocessing": preprocessing})
+    return {
+        "encoders": Encoders(**encoders),
+        "preprocessing": Preprocessing.model_validate(model.spec["preprocessing"]),
+    }
 
 
 def _check_fit(model: Model, schema: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
 from shared.planning import plan_inline
-from shared.schemas import Item, ItemSource, MediaLocation
+from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
 from shared.storage import keys
 
 
@@ -51,7 +51,7 @@ def submit(
         idempotency_key=idempotency_key,
         file_ids=files,
         features=getattr(request, "features", None),
-        model=getattr(request, "model", None),
+        model=request.fusion.model if isinstance(request, FeaturesRequest) else getattr(request, "model", None),
         input_bytes=input_bytes,
         timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
     )

@@ -121,7 +121,7 @@ def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:
     except InvalidRequestError as error:
         raise JobError(error.message, code=error.error_code) from error
     dimensions = {m.value: spec.dimension for m, spec in specs.items()}
-    fused = 0 if request.fusion.method is FusionMethod.NONE else sum(dimensions.values())
+    fused = 0 if request.fusion.method is FusionMethod.NONE else request.fusion.dimension or sum(dimensions.values())
     return {
         "shard_size": request.shard_size,
         "encoders": {m.value: {"id": s.id, "dimension": s.dimension, "fitted": s.fitted} for m, s in specs.items()},
