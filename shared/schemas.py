@@ -7,7 +7,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
@@ -121,26 +121,46 @@ class Encoders(Strict):
 
 
 class FusionMethod(StrEnum):
-    """How the vectors of an item become one."""
+    """How the vectors of an item become one. One file each in `shared/ml/fusion`."""
 
     NONE = "none"
     CONCAT = "concat"
     WEIGHTED = "weighted"
+    ALIGN = "align"
+    GATED = "gated"
+    LOW_RANK = "low_rank"
+    ATTENTION = "attention"
+    LATE = "late"
+
+
+#: The methods that need no training, which is what a features job can be asked for.
+UntrainedFusion = Literal[FusionMethod.NONE, FusionMethod.CONCAT, FusionMethod.WEIGHTED]
+
+
+def _not_all_zero(weights: dict[Modality, float]) -> dict[Modality, float]:
+    if weights and not any(weights.values()):
+        raise ValueError("at least one weight must be above zero")
+    return weights
+
+
+Weights = Annotated[dict[Modality, Annotated[float, Field(ge=0, le=1e6)]], AfterValidator(_not_all_zero)]
 
 
 class Fusion(Strict):
     """`concat` joins the vectors (zeros where one is missing); `weighted` scales each to length w first."""
 
-    method: FusionMethod = FusionMethod.CONCAT
-    weights: dict[Modality, Annotated[float, Field(ge=0, le=1e6)]] = Field(default_factory=dict)
+    method: UntrainedFusion = FusionMethod.CONCAT
+    weights: Weights = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _weights_belong_to_weighted(self) -> Self:
         if self.weights and self.method is not FusionMethod.WEIGHTED:
             raise ValueError('weights are used by the method "weighted" only')
-        if self.weights and not any(self.weights.values()):
-            raise ValueError("at least one weight must be above zero")
         return self
+
+    def parameters(self) -> dict[str, Any]:
+        """Those of the method, as in `shared.fusion_parameters`."""
+        return {"weights": self.weights} if self.method is FusionMethod.WEIGHTED else {}
 
 
 class JobOptions(Strict):

@@ -1,7 +1,8 @@
 """The checks at the door: what can be known to be wrong with a job before anything of it is stored."""
 
 from shared.catalog import Catalog
-from shared.errors import InvalidRequestError, TooLargeError
+from shared.errors import TooLargeError
+from shared.fusion_parameters import validate_parameters
 from shared.schemas import FeaturesRequest
 from shared.settings import Settings
 from shared.storage.imports import allowed_prefix
@@ -12,12 +13,7 @@ def check(request: FeaturesRequest, tenant: str, settings: Settings, catalog: Ca
     chosen = request.encoders.chosen()
     for modality, encoder in chosen.items():
         catalog.resolve(modality, encoder)
-    for modality in request.fusion.weights:
-        if modality not in chosen:
-            message = (
-                f"There is a weight for {modality}, but no {modality} encoder: drop the weight or choose an encoder."
-            )
-            raise InvalidRequestError(message, param=f"fusion.weights.{modality}")
+    validate_parameters(request.fusion.method, request.fusion.parameters(), chosen, param="fusion")
     if request.items is not None and len(request.items) > settings.limits.inline_items:
         message = (
             f"{len(request.items)} items are too many for the body of a job ({settings.limits.inline_items} at most); "

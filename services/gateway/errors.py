@@ -1,5 +1,6 @@
 """Every error as the one shape that callers see: `{"error": {"message", "type", "code", "param"}}`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -25,6 +26,9 @@ _CODES = {400: "invalid_json", 404: "unknown_route", 405: "method_not_allowed", 
 
 #: Not in the standard, but what nginx and those who read logs know it by.
 _CLIENT_CLOSED = 499
+
+#: How pydantic writes a choice that is a member of an enum; callers know only its value.
+_MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
 
 #: More wrong fields than this are not named one by one.
 _NAMED_FIELDS = 3
@@ -128,7 +132,7 @@ def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
     """What is wrong, without repeating what was sent."""
     named = []
     for problem in problems[:_NAMED_FIELDS]:
-        words = str(problem["msg"]).removeprefix("Value error, ")
+        words = _MEMBER.sub(r"\1", str(problem["msg"]).removeprefix("Value error, "))
         path = _path(problem["loc"])
         if path is None and problem["loc"] and problem["loc"][0] == "body" and problem["type"] != "value_error":
             words = "The body must be a JSON object, sent with `Content-Type: application/json`"

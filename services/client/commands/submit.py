@@ -12,7 +12,7 @@ from services.client.commands.watch import exit_unless_succeeded, watch_to_the_e
 from services.client.rendering import messages, print_json
 from services.client.requests import JobOptions
 from shared.queues import Modality
-from shared.schemas import FusionMethod, Job
+from shared.schemas import FusionMethod, Job, UntrainedFusion
 
 _ENCODERS = "Encoders"
 _JOB = "The job"
@@ -51,7 +51,7 @@ def submit(
     lowercase: Annotated[
         bool, typer.Option("--lowercase", help="Make text lower case.", rich_help_panel=_ENCODERS)
     ] = False,
-    fusion: Annotated[FusionMethod | None, typer.Option(help="How vectors are fused.", rich_help_panel=_JOB)] = None,
+    fusion: Annotated[UntrainedFusion | None, typer.Option(help="How vectors are fused.", rich_help_panel=_JOB)] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(metavar="MODALITY=WEIGHT", help="For weighted fusion; may be repeated.", rich_help_panel=_JOB),
@@ -120,7 +120,7 @@ def _create(here: Connection, source: str, options: JobOptions) -> Job:
         return client.features(source, on_bytes=on_bytes, **options)
 
 
-def _fusion(method: FusionMethod | None, weights: list[str] | None) -> dict[str, Any] | None:
+def _fusion(method: UntrainedFusion | None, weights: list[str] | None) -> dict[str, Any] | None:
     if method is None and not weights:
         return None
     try:

@@ -117,6 +117,8 @@ def test_the_same_key_at_the_same_time_makes_one_job(
         ({"encoders": {"text": "mobilenet_v2"}}, 422, "unknown_encoder", "encoders.text"),
         ({"fusion": {"method": "weighted", "weights": {"audio": 1}}}, 422, "invalid_request", "fusion.weights.audio"),
         ({"fusion": {"method": "mean"}}, 422, "invalid_request", "fusion.method"),
+        ({"fusion": {"method": "gated"}}, 422, "invalid_request", "fusion.method"),
+        ({"type": "features!"}, 422, "invalid_request", "type"),
         ({"shard_size": 0}, 422, "invalid_request", "shard_size"),
         ({"colour": "red"}, 422, "invalid_request", "colour"),
         ({"metadata": {"a": "nul\x00"}}, 422, "invalid_request", "metadata.a"),
@@ -132,6 +134,7 @@ def test_what_is_wrong_is_said_at_the_door(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert error["message"]
+    assert "<" not in error["message"], "Python's names of enum members mean nothing to callers"
 
 
 def test_prefixes_are_limited_to_the_tenants_imports(client: httpx.Client, services: Services) -> None:
