@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field("127.0.0.1,::1", description="whose X-Forwarded-For tells the address of a caller")
     metrics_port: int = Field(0, description="where workers and dispatcher serve /metrics; 0 turns it off")
     log_level: str = "INFO"
-    min_free_bytes: int = Field(1024**3, description="less free disk than this: 507 for uploads (where it can be seen)")
+    min_free_bytes: int = Field(1024**3, description="less free disk than this, where it can be seen: 507")
     data_dir: Path | None = Field(None, description="folder whose free space is watched")
 
     limits: Limits = Field(default_factory=Limits)
