@@ -44,13 +44,13 @@ def build_context(queue: Queue) -> WorkerContext:
     )
 
 
-def run_worker(queue: Queue, make_pool: PoolFactory) -> int:
-    """Runs a worker of `queue` until SIGTERM or SIGINT; returns the exit code."""
+def run_worker(queue: Queue, make_pool: PoolFactory, *, runners: int = 1) -> int:
+    """Runs a worker of `queue`, so many shards at a time, until SIGTERM or SIGINT; returns the exit code."""
     context = build_context(queue)
     use_scratch_folder()
     pool = make_pool(context)  # decode processes are spawned here, before torch is loaded
     held = HeldLeases(context.worker_id, queue, trivium_version(), pool.loaded_models)
-    loop = ShardLoop(context, pool, held)
+    loop = ShardLoop(context, pool, held, runners=runners)
     app = context.broker
 
     @app.task(name=HINT_TASK)  # type: ignore[untyped-decorator]
