@@ -23,7 +23,9 @@ THREADS, UPLOADS = 64, 16
 _DESCRIPTION = """Turns text, images and audio into features and fuses them.
 
 A *job* takes *items*, inline or from a manifest, through encoders and fusion to a feature set. What was accepted (202)
-is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable."""
+is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable. How many
+requests a key may still make is in each answer: `RateLimit-Limit`, `RateLimit-Remaining`, and `RateLimit-Reset`, the
+seconds until all may be made again."""
 
 
 def create_app(services: Services) -> FastAPI:
