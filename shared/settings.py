@@ -28,6 +28,8 @@ class Limits(BaseSettings):
 
     upload_bytes: int = Field(5 * 1024**3, description="one uploaded file")
     json_bytes: int = Field(16 * 1024**2, description="one JSON request body")
+    requests_per_second: float = Field(100.0, gt=0, description="of one API key, or of one address without a key")
+    request_burst: int = Field(200, ge=1, description="requests that may come at once")
     inline_items: int = Field(10_000, description="items in the body of a job")
     items: int = Field(10_000_000, description="items of one job")
     line_bytes: int = Field(32 * 1024**2, description="one line of a manifest")
@@ -99,9 +101,10 @@ class Settings(BaseSettings):
     encoders_file: Path | None = None
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8000
+    trusted_proxies: str = Field("127.0.0.1,::1", description="whose X-Forwarded-For tells the address of a caller")
     metrics_port: int = Field(0, description="where workers and dispatcher serve /metrics; 0 turns it off")
     log_level: str = "INFO"
-    min_free_bytes: int = Field(1024**3, description="less free disk than this: 507 for uploads (where it can be seen)")
+    min_free_bytes: int = Field(1024**3, description="less free disk than this, where it can be seen: 507")
     data_dir: Path | None = Field(None, description="folder whose free space is watched")
 
     limits: Limits = Field(default_factory=Limits)

@@ -11,6 +11,9 @@ from shared.queues import Queue, Stage
 from shared.worker.context import Handler, WorkerContext
 from shared.worker.run import run_worker
 
+#: Jobs planned at the same time: a large manifest, and small ones past it.
+PLANNERS = 2
+
 
 class DispatcherPool:
     """What this service brings to the shard loop (see shared.worker.context.Pool)."""
@@ -43,4 +46,4 @@ def make_pool(context: WorkerContext) -> DispatcherPool:
 
 def main() -> None:
     """Runs a dispatcher until it is told to stop."""
-    run_worker(Queue.PLAN, make_pool)
+    run_worker(Queue.PLAN, make_pool, runners=PLANNERS)

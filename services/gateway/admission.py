@@ -1,7 +1,9 @@
 """The checks at the door: what can be known to be wrong with a job before anything of it is stored."""
 
+import shutil
+
 from shared.catalog import Catalog
-from shared.errors import InvalidRequestError, TooLargeError
+from shared.errors import InvalidRequestError, StorageFullError, TooLargeError
 from shared.fine_tuning import FineTuneRequest, JobRequest, Method
 from shared.fusion_parameters import validate_parameters
 from shared.schemas import FeaturesRequest, FusionMethod, ItemSource
@@ -10,7 +12,9 @@ from shared.storage.imports import allowed_prefix
 
 
 def check(request: JobRequest, tenant: str, settings: Settings, catalog: Catalog) -> None:
-    """Raises InvalidRequestError (`unknown_encoder`, `prefix_not_allowed`, …) or TooLargeError (`too_many_items`)."""
+    """Raises InvalidRequestError (`unknown_encoder`, `prefix_not_allowed`, …), TooLargeError (`too_many_items`), or
+    StorageFullError."""
+    check_space(settings)
     chosen = request.encoders.chosen()
     for modality, encoder in chosen.items():
         catalog.resolve(modality, encoder)
@@ -34,9 +38,10 @@ def _check_training(request: FineTuneRequest) -> None:
 
 
 def _check_source(request: ItemSource, tenant: str, settings: Settings) -> None:
-    if request.items is not None and len(request.items) > settings.limits.inline_items:
+    most = min(settings.limits.inline_items, settings.limits.items)
+    if request.items is not None and len(request.items) > most:
         message = (
-            f"{len(request.items)} items are too many for the body of a job ({settings.limits.inline_items} at most); "
+            f"{len(request.items)} items are too many for the body of a job ({most} at most); "
             "upload them as a manifest."
         )
         raise TooLargeError(message, code="too_many_items", param="items")
@@ -47,6 +52,12 @@ def _check_source(request: ItemSource, tenant: str, settings: Settings) -> None:
             own_bucket=settings.s3_bucket,
             import_buckets=settings.import_buckets,
         )
+
+
+def check_space(settings: Settings) -> None:
+    """Raises StorageFullError if little disk is left, where that can be seen."""
+    if settings.data_dir is not None and shutil.disk_usage(settings.data_dir).free < settings.min_free_bytes:
+        raise StorageFullError("Too little disk is left here to take more.")
 
 
 def timeout_of(requested: int | None, limits: Limits) -> int | None:

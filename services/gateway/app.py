@@ -8,10 +8,11 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from services.gateway.buckets import Buckets
 from services.gateway.deps import Services
 from services.gateway.errors import add_error_handlers
 from services.gateway.metrics import Metrics
-from services.gateway.middleware import BodyLimitMiddleware, RequestMiddleware
+from services.gateway.middleware import BodyLimitMiddleware, RateLimitMiddleware, RequestMiddleware
 from services.gateway.openapi import TAGS
 from services.gateway.routes import files, health, jobs, keys, models, results, workers
 from shared.version import trivium_version
@@ -22,7 +23,9 @@ THREADS, UPLOADS = 64, 16
 _DESCRIPTION = """Turns text, images and audio into features and fuses them.
 
 A *job* takes *items*, inline or from a manifest, through encoders and fusion to a feature set. What was accepted (202)
-is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable."""
+is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable. How many
+requests a key may still make is in each answer: `RateLimit-Limit`, `RateLimit-Remaining`, and `RateLimit-Reset`, the
+seconds until all may be made again."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -42,8 +45,11 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics(services.sessions)
     app.state.upload_limiter = anyio.CapacityLimiter(UPLOADS)
+    app.state.buckets = Buckets(services.settings.redis_url.get_secret_value())
+    limits = services.settings.limits
     add_error_handlers(app)
-    app.add_middleware(BodyLimitMiddleware, limit=services.settings.limits.json_bytes, uploads=files.UPLOAD_PATH)
+    app.add_middleware(BodyLimitMiddleware, limit=limits.json_bytes, uploads=files.UPLOAD_PATH)
+    app.add_middleware(RateLimitMiddleware, buckets=app.state.buckets, limits=limits)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
     for routes in (files, jobs, results, models, workers, keys, health):
         app.include_router(routes.router)
@@ -51,6 +57,7 @@ def create_app(services: Services) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
+    await app.state.buckets.close()

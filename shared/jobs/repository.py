@@ -21,6 +21,9 @@ from shared.jobs.transitions import fair_tags, set_deadline, set_status
 from shared.queues import Queue, Stage
 from shared.schemas import JobStatus, JobType
 
+#: The cost of a plan is counted in so many bytes; of a prefix it is not known before, and taken to be much.
+PLAN_BYTES, UNKNOWN_PLAN_COST = 1024**2, 1000.0
+
 
 @dataclass(frozen=True)
 class NewJob:
@@ -106,13 +109,15 @@ def find_features(session: Session, tenant: str, id: str, *, lock: bool = False)
 
 
 def queue_plan(session: Session, job: Job) -> None:
-    """Leaves the planning of a new job to the dispatcher."""
-    [vtime] = fair_tags(session, Queue.PLAN, job.tenant, [1.0])
+    """Leaves the planning of a new job to the dispatcher. It costs what there is to read."""
+    of_a_prefix = (job.request.get("input") or {}).get("s3_prefix") is not None
+    cost = UNKNOWN_PLAN_COST if of_a_prefix else 1.0 + job.input_bytes / PLAN_BYTES
+    [vtime] = fair_tags(session, Queue.PLAN, job.tenant, [cost])
     session.add(JobStage(job_id=job.id, stage=Stage.PLAN, shards_total=1))
     session.add(
         Shard(
             job_id=job.id, tenant=job.tenant, stage=Stage.PLAN, queue=Queue.PLAN, index=0, priority=job.priority,
-            vtime=vtime, protocol=protocol_of(Stage.PLAN, job.request),
+            cost=cost, vtime=vtime, protocol=protocol_of(Stage.PLAN, job.request),
         )
     )  # fmt: skip
     job.shards_open = 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shared.db import is_outage
-from shared.errors import LeaseLostError, ShardCancelledError, TriviumError, UnavailableError
+from shared.errors import LeaseLostError, ShardCancelledError, StorageFullError, TriviumError, UnavailableError
 from shared.observability import get_logger
 
 log = get_logger(__name__)
@@ -69,5 +69,5 @@ class Control:
 
 
 def is_away(error: BaseException) -> bool:
-    """True for outages of the servers that Trivium stands on."""
-    return isinstance(error, UnavailableError) or is_outage(error)
+    """True for outages of the servers that Trivium stands on; a full disk is one."""
+    return isinstance(error, UnavailableError | StorageFullError) or is_outage(error)

@@ -2,13 +2,14 @@
 
     claim + prepare  →  run (the model thread)  →  store + finish
 
-At most one shard runs and one is prepared behind it. Postgres is asked for work when a hint arrives and at least
-every two seconds, so that everything goes on with Redis switched off.
+One shard runs, or as many as the loop has runners, and one is prepared behind it. Postgres is asked for work when a
+hint arrives and at least every two seconds, so that everything goes on with Redis switched off.
 """
 
+import math
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,8 +38,8 @@ _NEXT: dict[Stage, tuple[Queue, ...]] = {
     Stage.AUDIO: (Queue.FUSION,),
 }
 
-#: Shards between their claim and the end of their model step: one that runs, one behind it.
-SLOTS = 2
+#: Of several runners one is kept for shards that cost no more: a manifest of 32 MiB is planned in a few seconds.
+SMALL_COST = 33.0
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,21 @@ class _Work:
 class ShardLoop:
     """Runs a pool's shards until it is told to stop."""
 
-    def __init__(self, context: WorkerContext, pool: Pool, held: HeldLeases):
+    def __init__(self, context: WorkerContext, pool: Pool, held: HeldLeases, *, runners: int = 1, ahead: int = 1):
         self._context, self._pool, self._held = context, pool, held
+        self._runners = runners
+        self._slots_total = runners + ahead  # between claim and the end of the model step: those that run, those behind
+        self._large: set[int] = set()  # shards that cost more than the runner that is kept free for others takes
         self._hint = threading.Event()
         self._stopping = threading.Event()
-        self._slots = threading.BoundedSemaphore(SLOTS)
+        self._slots = threading.BoundedSemaphore(self._slots_total)
         self._preparing: Control | None = None
         self._begun: set[int] = set()
         self._prepared: queue.Queue[_Work | None] = queue.Queue()
         self._outputs: queue.Queue[_Work | None] = queue.Queue(maxsize=2)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
-            for name, target in (("claim", self._claim), ("model", self._model), ("store", self._store))
+            for name, target in (("claim", self._claim), *[("model", self._model)] * runners, ("store", self._store))
         ]
 
     def start(self) -> None:
@@ -107,12 +111,15 @@ class ShardLoop:
                 self._hint.wait(self._context.settings.engine.idle_poll_seconds)
             else:
                 self._take(lease)
-        self._prepared.put(None)
+        for _ in range(self._runners):
+            self._prepared.put(None)
 
     def _take(self, lease: Lease) -> None:
         """Begins on a shard, at once or, if it once killed a worker, when it can run alone; held from here on."""
         control = self._held.add(lease)
-        if not lease.isolated or self._take_slot():
+        if self._runners > 1 and lease.cost > SMALL_COST:
+            self._large.add(lease.shard_id)
+        if not lease.isolated or all(self._take_slot() for _ in range(self._slots_total - 1)):
             self._begin(lease, control)
         else:
             self._give_up(lease, DrainedError(f"Shard {lease.shard_id} was not begun."))
@@ -125,8 +132,11 @@ class ShardLoop:
         return False
 
     def _free_slots(self, lease: Lease) -> None:
-        for _ in range(SLOTS if lease.isolated else 1):
+        for _ in range(self._slots_total if lease.isolated else 1):
             self._slots.release()
+        if lease.shard_id in self._large:
+            self._large.remove(lease.shard_id)
+            self._hint.set()  # another large one may be waiting
 
     def _begin(self, lease: Lease, control: Control) -> None:
         handler = self._pool.handlers[lease.stage]
@@ -145,6 +155,7 @@ class ShardLoop:
 
     def _claim_one(self) -> Lease | None:
         settings = self._context.settings.engine
+        only_small = self._runners > 1 and len(self._large) >= self._runners - 1
         try:
             with self._context.sessions.begin() as session:
                 leases = engine.claim(
@@ -154,6 +165,7 @@ class ShardLoop:
                     loaded=self._pool.loaded_models(),
                     lease_seconds=settings.lease_seconds,
                     starving_seconds=settings.starving_seconds,
+                    largest=SMALL_COST if only_small else math.inf,
                 )
         except Exception as error:
             if not is_away(error):
@@ -187,9 +199,19 @@ class ShardLoop:
         self._step(lease, control, run)
 
     def _store(self) -> None:
-        while (work := self._outputs.get()) is not None:
+        for work in self._put_out():
             finish = partial(self._finish, work.lease, work.value, work.control)
             self._step(work.lease, work.control, finish)
+
+    def _put_out(self) -> Iterator[_Work]:
+        """What the runners put out, until all of them have ended."""
+        running = self._runners
+        while running:
+            work = self._outputs.get()
+            if work is None:
+                running -= 1
+            else:
+                yield work
 
     def _finish(self, lease: Lease, output: Any, control: Control) -> None:
         result = self._pool.handlers[lease.stage].store(lease, output, control)
