@@ -392,7 +392,7 @@ class WorkerEntry(BaseModel):
     host: str
     pid: int
     version: str
-    protocol: int = Field(description="the highest protocol of shards that it understands")
+    protocol: int = Field(1, description="the highest protocol of shards that it understands")
     started_at: float
     last_seen_at: float
     state: Literal["idle", "busy", "draining"]

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from deploy.docker.write_env import fill_in, write_private
+from services.gateway.__main__ import GRACE_SECONDS
 from shared.queues import CONSUMERS, Queue
 from shared.settings import Engine, Limits, Settings, SettingsError, WorkerSettings, load_settings
+from shared.worker.run import LEAVE_SECONDS
 
 OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion", "finetune")
 SERVERS = ("postgres", "redis", "minio")
@@ -86,7 +88,8 @@ def test_every_service_is_confined_and_watched(compose: dict[str, Any], name: st
     assert "healthcheck" in service
     assert set(service["depends_on"]) == {"migrate", "redis"}
     grace = float(re.sub("s$", "", service["stop_grace_period"]))
-    assert grace > 2 * WorkerSettings.model_fields["drain_seconds"].default
+    assert grace > WorkerSettings.model_fields["drain_seconds"].default + LEAVE_SECONDS + 10
+    assert grace > GRACE_SECONDS + 10
 
 
 @pytest.mark.parametrize("name", [*OURS, *SERVERS, "migrate"])
