@@ -58,7 +58,8 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 class Item(Strict):
     """One record.
 
-    `image` and `audio` are a file id (`file-…`), a `data:` URI, or the name of a member beside the manifest.
+    `image` and `audio` are a file id (`file-…`), a `data:` URI, the name of a member beside the manifest, or an
+    `https://` URL where those are switched on.
     """
 
     id: ItemId
@@ -164,13 +165,14 @@ class FeaturesRequest(Strict):
 
 
 class MediaLocation(BaseModel):
-    """Where a worker finds the bytes of a picture or sound: a range of an object, or the bytes themselves."""
+    """Where a worker finds the bytes of a picture or sound: a range of an object, a URL, or the bytes themselves."""
 
     bucket: str | None = None
     key: str | None = None
     offset: int = 0
     size: int | None = None
     sha256: str | None = None
+    url: str | None = None
     data: str | None = Field(None, description="base64, for media that came inside the manifest")
     ref: str = Field("", description="what the manifest called it")
 

@@ -68,6 +68,7 @@ def _prepare(services: Services, new: NewJob, request: FeaturesRequest, body_byt
         request,
         catalog=services.catalog,
         limits=services.settings.limits,
+        fetching=services.settings.fetching,
         resolve_files=resolve,
     )
 

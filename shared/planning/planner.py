@@ -18,7 +18,7 @@ from shared.planning.rows import Problem, Row, batches
 from shared.planning.uploads import MediaPacker, SliceWriter, Uploads
 from shared.queues import Modality
 from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, MediaLocation, PlannedItem
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
 
 #: The `metadata` of one item, as JSON.
@@ -65,6 +65,7 @@ def plan_rows(
     *,
     catalog: Catalog,
     limits: Limits,
+    fetching: Fetching,
     resolve_files: Finder,
     check: Callable[[], None] = lambda: None,
 ) -> Plan:
@@ -79,7 +80,7 @@ def plan_rows(
     with Uploads(place.store) as uploads:
         packer = MediaPacker(uploads, place.job_id, place.token)
         slices = SliceWriter(uploads, place.job_id, place.token, request.shard_size)
-        resolver = MediaResolver(packer, limits.media_bytes, resolve_files, source.find_members)
+        resolver = MediaResolver(packer, limits.media_bytes, fetching, resolve_files, source.find_members)
         planner = _Planner(ledger, resolver, slices, list(request.encoders.chosen()), limits)
         for batch in batches(source.rows):
             check()

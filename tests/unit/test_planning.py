@@ -15,7 +15,7 @@ from shared.errors import JobError
 from shared.planning import Problem, Row, Source, plan_inline
 from shared.queues import Modality
 from shared.schemas import Encoders, FeaturesRequest, Fusion, MediaLocation
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.testing.memory_store import MemoryStore
 from shared.testing.planning import JOB_ID, Planned, media_bytes, plan_source
 
@@ -214,7 +214,13 @@ def test_an_inline_job_is_planned_like_any_other() -> None:
     items: list[Any] = [{"id": "a", "text": "x"}, {"id": "b", "image": FILE}, {"id": "a", "text": "y"}]
     request = FeaturesRequest(items=items, shard_size=2)
     found = plan_inline(
-        store, JOB_ID, request, catalog=load_catalog(), limits=Limits(), resolve_files=lambda ids: {FILE: LOCATION}
+        store,
+        JOB_ID,
+        request,
+        catalog=load_catalog(),
+        limits=Limits(),
+        fetching=Fetching(),
+        resolve_files=lambda ids: {FILE: LOCATION},
     )
     assert [(part.index, part.items) for part in found.slices] == [(0, 2)]
     assert [failure.code for failure in found.failures] == ["duplicate_id"]
