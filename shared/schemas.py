@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticSerializationError, to_json
 
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
@@ -55,6 +56,10 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
+#: The `metadata` of one item, as JSON.
+METADATA_BYTES = 64 * 1024
+
+
 class Item(Strict):
     """One record.
 
@@ -70,6 +75,17 @@ class Item(Strict):
     target: float | str | None = None
     split: Split | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size = len(to_json(value)) if value else 0
+        except PydanticSerializationError as error:  # half of a surrogate pair, or more than 254 levels
+            raise ValueError(str(error)) from None
+        if size > METADATA_BYTES:
+            raise ValueError(f"more than {METADATA_BYTES} bytes as JSON")
+        return value
 
     @model_validator(mode="after")
     def _has_something(self) -> Self:

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, ItemError, JobError
@@ -20,9 +19,6 @@ from shared.queues import Modality
 from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, MediaLocation, PlannedItem
 from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
-
-#: The `metadata` of one item, as JSON.
-METADATA_BYTES = 64 * 1024
 
 #: Iterating over an enum is slow, and this is done for every item.
 MODALITIES = tuple(Modality)
@@ -193,8 +189,6 @@ def _validate(fields: Mapping[str, Any], encoded: list[Modality]) -> tuple[Item 
         return None, Problem("invalid_item", _in_words(error))
     if all(getattr(item, m) is None for m in encoded):
         return None, Problem("invalid_item", f"The item has none of what this job encodes: {', '.join(encoded)}.")
-    if item.metadata and len(to_json(item.metadata)) > METADATA_BYTES:
-        return None, Problem("invalid_item", f"metadata: more than {METADATA_BYTES} bytes as JSON.")
     return item, None
 
 
