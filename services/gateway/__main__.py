@@ -7,6 +7,7 @@ import uvicorn
 
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
+from services.gateway.protocol import LimitedHeadProtocol
 from shared.observability import configure_logging
 from shared.settings import Settings, SettingsError, load_settings
 
@@ -37,6 +38,7 @@ def main() -> None:
             create_app(services),
             host=settings.gateway_host,
             port=settings.gateway_port,
+            http=LimitedHeadProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
