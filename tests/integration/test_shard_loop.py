@@ -16,32 +16,10 @@ from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.jobs import submit, wait_for
+from shared.testing.leases import Unkept
 from shared.worker.context import Handler, WorkerContext
 from shared.worker.control import Control
 from shared.worker.loop import ShardLoop
-
-
-class Held:
-    """In the place of `HeldLeases`: what is held, without a keeper."""
-
-    def __init__(self) -> None:
-        self.leases: dict[int, Lease] = {}
-
-    def add(self, lease: Lease) -> Control:
-        self.leases[lease.shard_id] = lease
-        return Control(lease.shard_id)
-
-    def remove(self, lease: Lease) -> None:
-        self.leases.pop(lease.shard_id, None)
-
-    def refresh(self) -> None:
-        pass
-
-    def drain(self, *, now: bool) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Blocking:
@@ -81,9 +59,9 @@ def test_an_isolated_shard_is_held_while_it_waits_to_be_alone(
     )
     with sessions.begin() as session:
         session.execute(update(Shard).where(Shard.job_id == id, Shard.index == 1).values(isolated=True))
-    held, pool = Held(), Blocking()
+    held, pool = Unkept(), Blocking()
     context = WorkerContext(settings, sessions, store, make_broker(settings), load_catalog(), Queue.TEXT, "worker")
-    loop = ShardLoop(context, pool, held)  # type: ignore[arg-type]  # Held is enough of HeldLeases
+    loop = ShardLoop(context, pool, held)  # type: ignore[arg-type]  # Unkept is enough of HeldLeases
     loop.start()
     assert pool.running.wait(10)
     wait_for(lambda: len(held.leases) == 2, seconds=10, what="the claim of the isolated shard")
