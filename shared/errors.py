@@ -88,7 +88,7 @@ class ItemError(TriviumError):
     Stable codes: `invalid_json`, `invalid_item`, `duplicate_id`, `missing_media`, `media_too_large`,
     `unsupported_format`, `corrupt_media`, `empty_media`, `empty_text`, `text_too_large`, `decode_timeout`,
     `decode_crashed`, `item_crashed_worker`, `unsuitable_media`, `no_usable_modality`, `out_of_memory`,
-    `non_finite_vector`, `no_known_words`, `shard_failed`.
+    `non_finite_vector`, `no_known_words`, `shard_failed`, `url_not_allowed`, `url_failed`.
     """
 
     code, status, type = "invalid_item", 422, "item_error"

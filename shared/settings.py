@@ -3,6 +3,7 @@
 Entry points call `load_settings()` once and pass the parts on; nothing else reads the environment.
 """
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -45,6 +46,20 @@ class Limits(BaseSettings):
     waiting_seconds: float = Field(86_400.0, description="age of a tenant's oldest job that no worker has begun")
     job_seconds: int = Field(0, description="a job's time until it has ended, if it asks for none or more; 0: no limit")
     npz_bytes: int = Field(1024**3, description="results as npz")
+
+
+class Fetching(BaseSettings):
+    """Pictures and sounds that items name by URL: from public addresses only, and not unless switched on."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIVIUM_FETCH_")
+
+    urls: bool = Field(False, description="items may name https:// URLs, which the workers fetch")
+    http: bool = Field(False, description="plain http:// too")
+    ports: list[int] = Field([80, 443], description="ports that a URL may name")
+    networks: list[IPv4Network | IPv6Network] = Field(
+        [], description='addresses that are not public but may be fetched from, such as ["10.1.0.0/16"]'
+    )
+    seconds: float = Field(30.0, description="for one URL, redirects and further tries included")
 
 
 class Engine(BaseSettings):
@@ -108,6 +123,7 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="folder whose free space is watched")
 
     limits: Limits = Field(default_factory=Limits)
+    fetching: Fetching = Field(default_factory=Fetching)
     engine: Engine = Field(default_factory=Engine)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
 

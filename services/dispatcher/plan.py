@@ -63,6 +63,7 @@ class PlanJob:
             Place(context.store, lease.job_id, lease.token),
             catalog=context.catalog,
             limits=context.settings.limits,
+            fetching=context.settings.fetching,
             resolve_files=partial(find_files, context.sessions, lease),
             check=control.check,
         )

@@ -8,6 +8,7 @@ import uvicorn
 
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
+from services.gateway.protocol import LimitedHeadProtocol
 from shared.db import make_engine
 from shared.migrations.check import SchemaError, require_schema
 from shared.observability import configure_logging
@@ -50,6 +51,7 @@ def main() -> None:
             create_app(services),
             host=settings.gateway_host,
             port=settings.gateway_port,
+            http=LimitedHeadProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -78,6 +78,7 @@ def _prepare(services: Services, new: NewJob, request: ItemSource, body_bytes: i
         request,
         catalog=services.catalog,
         limits=services.settings.limits,
+        fetching=services.settings.fetching,
         resolve_files=resolve,
     )
 

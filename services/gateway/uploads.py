@@ -26,7 +26,8 @@ log = get_logger(__name__)
 _FIELD_BYTES, _FIELD_COUNT = 4096, 16
 
 _PURPOSE = re.compile(r"[a-z0-9_-]{1,64}")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: Control characters, line ends, what turns the direction of writing (`gpj.exe` seen as `exe.jpg`), halves of pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def store_upload(

@@ -5,8 +5,10 @@ The same for text, image and audio; the pools differ in how they decode.
 
 import hashlib
 import json
+import re
 import tempfile
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +26,7 @@ from shared.ml.models import ModelCache
 from shared.queues import Modality
 from shared.schemas import MediaLocation, PlannedItem
 from shared.storage import keys
+from shared.storage.fetching import UrlFetcher
 from shared.worker.context import WorkerContext
 from shared.worker.control import Control
 from shared.worker.media import fetch_media
@@ -72,6 +75,7 @@ class Extraction:
 
     def __init__(self, context: WorkerContext, modality: Modality, decoder: Decoder, models: ModelCache):
         self._context, self._modality, self._decoder, self._models = context, modality, decoder, models
+        self._fetcher = UrlFetcher(context.settings.fetching, context.settings.limits.media_bytes)
 
     def load(self, lease: Lease, control: Control) -> None:
         """Brings the encoder into memory."""
@@ -90,10 +94,10 @@ class Extraction:
         )
         for item in batch.items.values():
             batch.holders[_content_of(item, self._modality)].append(item.index)
-        self._ask_cache(lease, batch, control)
+        self._ask_cache(lease, batch, batch.holders, control)
         batch.waiting.extend(content for content in batch.holders if content not in batch.vectors)
         if not lease.isolated:
-            self._decode_some(batch, control)
+            self._decode_some(lease, batch, control)
         return batch
 
     def run(self, lease: Lease, prepared: Batch, control: Control) -> Batch:
@@ -103,7 +107,7 @@ class Extraction:
             return prepared
         self._encode(prepared, control)
         while prepared.waiting:
-            self._decode_some(prepared, control)
+            self._decode_some(lease, prepared, control)
             self._encode(prepared, control)
         return prepared
 
@@ -157,9 +161,9 @@ class Extraction:
             message = f"The encoder {spec.id!r} cannot be loaded: {error}"
             raise JobError(message, code="encoder_unavailable") from error
 
-    def _ask_cache(self, lease: Lease, batch: Batch, control: Control) -> None:
-        known = [content for content in batch.holders if _is_hash(content)]
-        if not self._context.settings.engine.cache_bytes:
+    def _ask_cache(self, lease: Lease, batch: Batch, contents: Iterable[str], control: Control) -> None:
+        known = [content for content in contents if _is_hash(content)]
+        if not known or not self._context.settings.engine.cache_bytes:
             return
 
         def look_up() -> dict[tuple[str, str], dict[str, int]]:
@@ -176,17 +180,17 @@ class Extraction:
                 batch.vectors[content] = vectors[row]
                 batch.cached.add(content)
 
-    def _decode_some(self, batch: Batch, control: Control) -> None:
+    def _decode_some(self, lease: Lease, batch: Batch, control: Control) -> None:
         """Decodes what waits, until nothing does or what is prepared fills its share of memory."""
         held = 0
         while batch.waiting and held < PREPARED_BYTES:
-            held += self._decode(batch, _next_chunk(batch, self._modality), control)
+            held += self._decode(lease, batch, _next_chunk(batch, self._modality), control)
 
-    def _decode(self, batch: Batch, contents: list[str], control: Control) -> int:
+    def _decode(self, lease: Lease, batch: Batch, contents: list[str], control: Control) -> int:
         """Fetches, decodes and preprocesses contents; what fails goes to `errors`. Returns the bytes now prepared."""
         held = 0
         running: deque[tuple[str, Future[Any]]] = deque()
-        for content, data in self._bytes_of(batch, contents, control).items():
+        for content, data in self._new_bytes(lease, batch, contents, control).items():
             if isinstance(data, ItemError):
                 batch.errors[content] = data
                 continue
@@ -207,6 +211,22 @@ class Extraction:
             return 0
         return int(getattr(decoded, "nbytes", len(decoded)))
 
+    def _new_bytes(
+        self, lease: Lease, batch: Batch, contents: list[str], control: Control
+    ) -> dict[str, bytes | ItemError]:
+        """The raw bytes of contents. Those whose hash planning could not know get it for their name now; what it shows
+        to be known already is left out."""
+        found: dict[str, bytes | ItemError] = {}
+        for content, data in self._bytes_of(batch, contents, control).items():
+            name = content
+            if isinstance(data, bytes) and not _is_hash(content):
+                name = hashlib.sha256(data).hexdigest()
+                batch.holders[name] += batch.holders.pop(content)
+            found[name] = data
+        self._ask_cache(lease, batch, found.keys() - set(contents) - batch.vectors.keys(), control)
+        over = {*batch.vectors, *batch.prepared, *batch.errors}
+        return {name: data for name, data in found.items() if name not in over}
+
     def _bytes_of(self, batch: Batch, contents: list[str], control: Control) -> dict[str, bytes | ItemError]:
         """The raw bytes of contents: texts from the slice, media from storage."""
         values = {content: getattr(batch.first_item(content), self._modality.value) for content in contents}
@@ -214,7 +234,7 @@ class Extraction:
         places = {i: value for i, value in enumerate(values.values()) if isinstance(value, MediaLocation)}
         if places:
             limit = self._context.settings.limits.media_bytes
-            fetched = control.patiently(lambda: fetch_media(self._context.store, places, limit))
+            fetched = control.patiently(lambda: fetch_media(self._context.store, self._fetcher, places, limit))
             found.update({content: fetched[i] for i, content in enumerate(values) if i in places})
         return found
 
@@ -249,7 +269,7 @@ class Extraction:
                 batch.errors[content] = ItemError(message, code="item_crashed_worker")
                 continue
             control.patiently(partial(self._probe, lease, batch.holders[content][0]))
-            self._decode(batch, [content], control)
+            self._decode(lease, batch, [content], control)
             self._encode(batch, control)
         control.patiently(partial(self._probe, lease, None))  # a death from here on is no item's doing
 
@@ -268,15 +288,15 @@ class Extraction:
 
 
 def _content_of(item: PlannedItem, modality: Modality) -> str:
-    """The sha256 of an item's content; where planning could not know it (an S3 prefix), a name for this item alone."""
+    """The sha256 of an item's content; where planning could not know it, its URL, or (in an S3 prefix) its key."""
     value = getattr(item, modality.value)
     if isinstance(value, str):
         return hashlib.sha256(value.encode()).hexdigest()
-    return value.sha256 or f"item-{item.index}"
+    return value.sha256 or value.url or f"s3://{value.bucket or ''}/{value.key}"
 
 
 def _is_hash(content: str) -> bool:
-    return not content.startswith("item-")
+    return re.fullmatch(r"[0-9a-f]{64}", content) is not None
 
 
 def preprocess_item(encoder: Encoder, decoded: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Finding the pictures and sounds that rows name: uploaded files, `data:` URIs, members beside the manifest."""
+"""Finding the pictures and sounds that rows name: uploaded files, `data:` URIs, members beside the manifest, URLs."""
 
 import base64
 import binascii
@@ -10,6 +10,8 @@ from urllib.parse import unquote_to_bytes
 from shared.errors import ItemError
 from shared.planning.uploads import MediaPacker
 from shared.schemas import MediaLocation
+from shared.settings import Fetching
+from shared.storage.urls import is_url, parse_url
 
 #: Finds many at once: what is not in the answer does not exist, or not for this tenant.
 Finder = Callable[[Collection[str]], Mapping[str, MediaLocation]]
@@ -29,8 +31,10 @@ def is_data_uri(reference: str) -> bool:
 class MediaResolver:
     """Locates the media of a batch of items, each file or member asked for once."""
 
-    def __init__(self, packer: MediaPacker, media_bytes: int, resolve_files: Finder, find_members: Finder):
-        self._packer, self._media_bytes = packer, media_bytes
+    def __init__(
+        self, packer: MediaPacker, media_bytes: int, fetching: Fetching, resolve_files: Finder, find_members: Finder
+    ):
+        self._packer, self._media_bytes, self._fetching = packer, media_bytes, fetching
         self._resolve_files, self._find_members = resolve_files, find_members
         self._known: Mapping[str, MediaLocation] = {}
 
@@ -46,13 +50,17 @@ class MediaResolver:
     def locate(self, reference: str, known: bytes | MediaLocation | None = None) -> MediaLocation:
         """Where the bytes are; `known` if the reader of the manifest had them.
 
-        Raises ItemError: `missing_media`, `media_too_large`, `corrupt_media` (a `data:` URI that cannot be decoded).
+        Raises ItemError: `missing_media`, `media_too_large`, `corrupt_media` (a `data:` URI that cannot be decoded),
+        `url_not_allowed`.
         """
         if isinstance(known, bytes):
             return self._enclosed(known, reference)
         if known is None and is_data_uri(reference):
             return self._enclosed(decode_data_uri(reference, self._media_bytes), reference[: reference.find(",")][:100])
         location = known or self._known.get(reference)
+        if location is None and self._fetching.urls and is_url(reference):
+            parse_url(reference, self._fetching)
+            return MediaLocation(url=reference, ref=reference)
         if location is None:
             raise ItemError(_missing(reference), code="missing_media")
         self._check_size(location.size or 0)
@@ -96,6 +104,6 @@ def _missing(reference: str) -> str:
     shown = reference if len(reference) <= 200 else reference[:200] + "…"
     if _FILE_ID.fullmatch(reference):
         return f"There is no file {shown!r}."
-    if re.match(r"[a-z][a-z0-9+.-]*://", reference, re.IGNORECASE):
+    if is_url(reference):
         return f"{shown!r} is a URL, and URLs are not fetched: upload the file, or put it beside the manifest."
     return f"There is no member {shown!r} beside the manifest."

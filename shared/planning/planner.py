@@ -7,7 +7,6 @@ from typing import Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, ItemError, JobError
@@ -18,11 +17,8 @@ from shared.planning.rows import Problem, Row, batches
 from shared.planning.uploads import MediaPacker, SliceWriter, Uploads
 from shared.queues import Modality
 from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, JobType, MediaLocation, PlannedItem
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
-
-#: The `metadata` of one item, as JSON.
-METADATA_BYTES = 64 * 1024
 
 #: Iterating over an enum is slow, and this is done for every item.
 MODALITIES = tuple(Modality)
@@ -76,6 +72,7 @@ def plan_rows(
     *,
     catalog: Catalog,
     limits: Limits,
+    fetching: Fetching,
     resolve_files: Finder,
     check: Callable[[], None] = lambda: None,
 ) -> Plan:
@@ -90,7 +87,7 @@ def plan_rows(
     with Uploads(place.store) as uploads:
         packer = MediaPacker(uploads, place.job_id, place.token)
         slices = SliceWriter(uploads, place.job_id, place.token, request.shard_size)
-        resolver = MediaResolver(packer, limits.media_bytes, resolve_files, source.find_members)
+        resolver = MediaResolver(packer, limits.media_bytes, fetching, resolve_files, source.find_members)
         planner = _Planner(ledger, resolver, slices, list(request.encoders.chosen()), limits)
         for batch in batches(source.rows):
             check()
@@ -210,8 +207,6 @@ def _validate(fields: Mapping[str, Any], encoded: list[Modality]) -> tuple[Item 
         return None, Problem("invalid_item", _in_words(error))
     if all(getattr(item, m) is None for m in encoded):
         return None, Problem("invalid_item", f"The item has none of what this job encodes: {', '.join(encoded)}.")
-    if item.metadata and len(to_json(item.metadata)) > METADATA_BYTES:
-        return None, Problem("invalid_item", f"metadata: more than {METADATA_BYTES} bytes as JSON.")
     return item, None
 
 
