@@ -174,7 +174,7 @@ class Fusion(Strict):
 
     @model_validator(mode="after")
     def _method_or_model(self) -> Self:
-        if self.model is not None and "method" in self.model_fields_set:
+        if self.model is not None and self.method is not FusionMethod.CONCAT:
             raise ValueError("give either method or model")
         return self
 
