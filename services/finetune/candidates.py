@@ -29,6 +29,11 @@ class Candidate:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def in_closed_form(self) -> bool:
+        """Whether it is computed, not trained."""
+        return self.parameters.get("learned_by") == "cca"
+
     def config(self, dimensions: Mapping[Modality, int], outputs: int | None) -> MultimodalConfig:
         """The network for vectors of these dimensions; without `outputs` it has no head."""
         settings = self.settings
@@ -95,7 +100,7 @@ def suited(settings: Settings, training: Training, items: int) -> Settings:
     settings = settings.changed(
         weight_decay=settings.weight_decay * less,
         dropout=settings.dropout if items < 10_000 else settings.dropout / 2,
-        batch_size=min(max(2 ** round(log2(items / 16)), 16), 1024),
+        batch_size=min(max(2 ** round(log2(items / 16)), 32), 1024),
     )
     if training.optimizer is not Optimizer.ADAMW:
         settings = settings.changed(weight_decay=settings.weight_decay / 200)

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from services.finetune.candidates import Candidate
 from services.finetune.checkpoints import pack, unpack
+from services.finetune.closed_form import fit_in_closed_form
 from services.finetune.objectives import Batch, Objective
+from services.finetune.outcome import as_json
 from services.finetune.progress import Progress
 from services.finetune.repeatable import derived_seed
 from services.finetune.training import Fit, OnEpoch, Trainer
@@ -23,6 +26,22 @@ class Network:
     candidate: Candidate
     config: MultimodalConfig
     fit: Fit
+
+
+def described(network: Network, weight: float) -> dict[str, Any]:
+    """A network as JSON, and how much it counts in the model."""
+    return {
+        "name": network.candidate.name,
+        "fusion": network.config.fusion.value,
+        "parameters": network.config.parameters,
+        "settings": network.candidate.settings.as_json(),
+        "seed": network.candidate.seed,
+        "validation_loss": network.fit.loss,
+        "best_epoch": network.fit.epoch,
+        "epochs": len(network.fit.history),
+        "seconds": network.fit.seconds,
+        "weight": weight,
+    }
 
 
 @dataclass(frozen=True)
@@ -53,9 +72,9 @@ class Bench:
             state, facts = unpack(data)
             return Network(candidate, config, Fit(state=state, **facts))
         fit = self._train(candidate)
-        facts = {"loss": fit.loss, "epoch": fit.epoch, "history": fit.history, "seconds": fit.seconds}
-        self.progress.save(key, pack(fit.state, facts))
-        self.progress.report("model", model=key, loss=fit.loss, epoch=fit.epoch, seconds=round(fit.seconds, 3))
+        facts = {"loss": fit.loss, "epoch": fit.epoch, "seconds": fit.seconds}
+        self.progress.save(key, pack(fit.state, {**facts, "history": fit.history}))
+        self.progress.report("model", model=key, **as_json(facts))
         return Network(candidate, config, fit)
 
     def try_out(self, candidate: Candidate, on_epoch: OnEpoch) -> float:
@@ -67,6 +86,8 @@ class Bench:
         torch.manual_seed(derived_seed(candidate.seed, "weights"))
         network = MultimodalModel(self._config(candidate)).to(device)
         network.fit_standardisation(self.train.vectors, self.train.mask)
+        if candidate.in_closed_form:
+            return fit_in_closed_form(network, self.train)
         objective = self.objective().to(device)
         trainer = Trainer(self._key(candidate), network, objective, candidate.settings, candidate.seed, self.progress)
         return trainer.run(self.train, self.validation, on_epoch)

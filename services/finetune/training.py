@@ -12,6 +12,7 @@ from torch import Tensor
 
 from services.finetune.checkpoints import pack, prefixed, unpack, without_prefix
 from services.finetune.objectives import Batch, Objective
+from services.finetune.outcome import as_json
 from services.finetune.progress import Progress
 from services.finetune.repeatable import derived_seed
 from services.finetune.settings import Settings
@@ -71,8 +72,9 @@ class Trainer:
     def run(self, train: Batch, validation: Batch, on_epoch: OnEpoch | None = None) -> Fit:
         """Trains to the end. Raises what `progress.check` and `on_epoch` raise."""
         self._restore()
-        for entry in self._history if on_epoch is not None else ():
-            on_epoch(int(entry["epoch"]), entry["validation_loss"])
+        if on_epoch is not None:
+            for entry in self._history:
+                on_epoch(int(entry["epoch"]), entry["validation_loss"])
         saved = time.monotonic()
         while not self._is_finished():
             begun = time.monotonic()
@@ -80,7 +82,7 @@ class Trainer:
             now = time.monotonic()
             self._seconds += now - begun
             entry = self._history[-1]
-            self._progress.report("epoch", model=self._name, **entry)
+            self._progress.report("epoch", model=self._name, **as_json(entry))
             if on_epoch is not None:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
             if now - saved >= CHECKPOINT_SECONDS:

@@ -22,7 +22,7 @@ def fine_tune(data: Dataset, request: FineTuneRequest, progress: Progress, *, de
     however often the run was stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
     """
     outside = Outside(progress, choose_device(device))
-    with repeatable(outside.device):
+    with repeatable(outside.device, sum(rows.size for rows in data.vectors.values())):
         if request.method is Method.ALIGN:
             return align(data, request, outside)
         make_problem = class_problem if request.method is Method.CLASSIFIER else value_problem
