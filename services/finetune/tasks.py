@@ -11,6 +11,7 @@ from services.finetune.recipes import Outcome, fine_tune
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
 from shared.ids import new_id
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
 from shared.ml.feature_parts import find_parts, read_part
 from shared.queues import Modality, Stage
@@ -58,14 +59,13 @@ class FineTune:
         model_id = new_id("model")
         stored = {name: self._put(lease, model_id, name, data, control) for name, data in sorted(output.files.items())}
         files = {name: {"key": o.key, "sha256": o.sha256, "bytes": o.bytes} for name, o in stored.items()}
-        encoders = {m: encoder["id"] for m, encoder in lease.schema["encoders"].items()}
         spec = {
             **output.spec,
             "loader": "fine_tuned",
             "files": files,
             "preprocessing": lease.request["preprocessing"],
             "fine_tuned": {
-                "encoders": encoders,
+                "encoders": encoder_ids(lease.schema),
                 "fusions": output.spec["fusions"],
                 "classes": output.spec["classes"],
                 "multi_label": output.spec["multi_label"],

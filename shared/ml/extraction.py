@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shared.catalog import FittedEncoder
 from shared.errors import ItemError, JobError, NotFoundError, TriviumError
 from shared.jobs import cache, engine
+from shared.jobs.encoders import encoder_of
 from shared.jobs.records import CachedVectors, Finished, ItemFailure, Lease
 from shared.ml.encoders.base import Encoder, Vectors
 from shared.ml.encoders.batching import encode_all
@@ -137,20 +139,18 @@ class Extraction:
     def _encoder(self, lease: Lease, control: Control) -> Encoder:
         from shared.ml.encoders.loading import load_encoder
 
-        chosen = lease.schema["encoders"][self._modality.value]
-        spec = self._context.catalog.resolve(self._modality, chosen["id"])
+        spec = encoder_of(lease.schema, self._modality, self._context.catalog)
         worker = self._context.settings.worker
-        fitted = lease.schema.get("fitted_models", {}).get(self._modality.value)
 
         def load() -> Encoder:
-            if fitted is None:
+            if not isinstance(spec, FittedEncoder):
                 return load_encoder(spec, device=worker.device, precision=worker.precision)
             with tempfile.TemporaryDirectory() as folder:
-                download_model(self._context, fitted, Path(folder), control)
+                download_model(self._context, spec, Path(folder), control)
                 return load_encoder(spec, device=worker.device, precision=worker.precision, model_path=Path(folder))
 
         try:
-            return self._models.get(fitted["id"] if fitted else spec.id, load)
+            return self._models.get(spec.model if isinstance(spec, FittedEncoder) else spec.id, load)
         except TriviumError:
             raise
         except Exception as error:
@@ -307,8 +307,8 @@ def _feature_fingerprint(encoder: Encoder, options: dict[str, Any]) -> str:
     return hashlib.sha256(f"{encoder.fingerprint}{json.dumps(options, sort_keys=True)}".encode()).hexdigest()
 
 
-def download_model(context: WorkerContext, model: dict[str, Any], folder: Path, control: Control) -> None:
-    """Writes the files of a registry model (`{"files": {name: {"key", "sha256"}}}`) into `folder`, checked."""
-    for name, file in model["files"].items():
-        data = control.patiently(partial(read_verified, context.store, file["key"], file["sha256"]))
+def download_model(context: WorkerContext, model: FittedEncoder, folder: Path, control: Control) -> None:
+    """Writes the files of a model into `folder`, checked."""
+    for name, file in model.files.items():
+        data = control.patiently(partial(read_verified, context.store, file.key, file.sha256))
         (folder / Path(name).name).write_bytes(data)
