@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.finetune.data import Dataset, Mask, Rows
-from services.finetune.splits import quantile_strata
+from shared.ml.splits import quantile_strata
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
 from shared.ml.trained import Task

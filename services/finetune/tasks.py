@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import PurePath
 
 from services.finetune.data import Dataset, read_parts
-from services.finetune.job_progress import JobProgress
 from services.finetune.recipes import Outcome, fine_tune
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
@@ -19,6 +18,7 @@ from shared.storage import keys
 from shared.worker.context import Handler, WorkerContext
 from shared.worker.control import Control
 from shared.worker.processes import torch_threads
+from shared.worker.progress import JobProgress
 
 #: The file of a model by which its row knows it.
 WEIGHTS = "model.safetensors"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,16 +83,8 @@ class Extraction:
     def prepare(self, lease: Lease, control: Control) -> Batch:
         """Reads the slice, asks the cache, then fetches, decodes and preprocesses what is not in it."""
         encoder = self._encoder(lease, control)
-        options = lease.request["preprocessing"].get(self._modality.value, {})
         items = control.patiently(lambda: read_slice(self._context.store, lease.spec))
-        batch = Batch(
-            encoder=encoder,
-            fingerprint=_feature_fingerprint(encoder, options),
-            decode_options={**encoder.decode_options, **options, **self._limits()},
-            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
-        )
-        for item in batch.items.values():
-            batch.holders[_content_of(item, self._modality)].append(item.index)
+        batch = self._new_batch(lease, encoder, items)
         self._ask_cache(lease, batch, control)
         batch.waiting.extend(content for content in batch.holders if content not in batch.vectors)
         if not lease.isolated:
@@ -135,6 +128,30 @@ class Extraction:
             rows=len(index),
             cached=self._segment(lease, output, control),
         )
+
+    def read(
+        self, lease: Lease, encoder: Encoder, items: Iterable[PlannedItem], control: Control
+    ) -> Iterator[tuple[PlannedItem, Any]]:
+        """These items as `encoder` takes them; those that cannot be read are left out. Not in their order."""
+        batch = self._new_batch(lease, encoder, items)
+        batch.waiting.extend(batch.holders)
+        while batch.waiting:
+            self._decode(batch, _next_chunk(batch, self._modality), control)
+            for content, prepared in batch.prepared.items():
+                yield from ((batch.items[index], prepared) for index in batch.holders[content])
+            batch.prepared.clear()
+
+    def _new_batch(self, lease: Lease, encoder: Encoder, items: Iterable[PlannedItem]) -> Batch:
+        options = lease.request["preprocessing"].get(self._modality.value, {})
+        batch = Batch(
+            encoder=encoder,
+            fingerprint=_feature_fingerprint(encoder, options),
+            decode_options={**encoder.decode_options, **options, **self._limits()},
+            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
+        )
+        for item in batch.items.values():
+            batch.holders[_content_of(item, self._modality)].append(item.index)
+        return batch
 
     def _encoder(self, lease: Lease, control: Control) -> Encoder:
         from shared.ml.encoders.loading import load_encoder
