@@ -39,6 +39,10 @@ class Dataset:
         """d_m of each modality."""
         return {m: rows.shape[1] for m, rows in self.vectors.items()}
 
+    def usable(self) -> Mask:
+        """Bool [n]: the items that have any of the modalities."""
+        return np.logical_or.reduce(list(self.present.values()))
+
     def take(self, rows: Sequence[int] | Rows) -> "Dataset":
         """These rows, in this order."""
         index = np.asarray(rows, np.intp)

@@ -34,12 +34,12 @@ class Parts:
 
 
 def split_items(items: Iterable[PlannedItem], request: FineTuneRequest) -> dict[str, Split]:
-    """The part of each item that has an answer, by id: always the same for the same items, request and seed.
+    """The part of each item that has an answer, by id: always the same for the same items, whatever their order.
 
     Of all items of a job, so that those who train agree even if they cannot read the same ones. Raises JobError
     (`too_few_items`).
     """
-    asked = [item for item in items if answer_of(item, request.method) is not None]
+    asked = sorted((i for i in items if answer_of(i, request.method) is not None), key=lambda item: item.id)
     if not asked:
         wanted = "a number as target" if request.method is Method.REGRESSOR else "a label"
         raise JobError(f"No item has {wanted}, and training needs some that do.", code="too_few_items")
