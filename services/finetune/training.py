@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.finetune.checkpoints import pack, prefixed, unpack, without_prefix
 from services.finetune.objectives import Batch, Objective
 from services.finetune.outcome import as_json
-from services.finetune.progress import Progress
-from services.finetune.repeatable import derived_seed
 from services.finetune.settings import Settings
 from shared.fine_tuning import Optimizer, Schedule
+from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.device import has_fast_bf16
 from shared.ml.multimodal import MultimodalModel
+from shared.ml.repeatable import derived_seed
+from shared.worker.progress import Progress
 
 #: Name of the checkpoint of the network that is just being trained.
 RUNNING = "running"

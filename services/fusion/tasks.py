@@ -13,6 +13,7 @@ from sqlalchemy import select
 from services.fusion.models import TrainedModels
 from services.fusion.parquet import feature_schema, write_part
 from services.fusion.predict import Predict
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.models import ItemError, Shard
 from shared.jobs.records import Finished, ItemFailure, Lease
 from shared.jobs.states import ShardState
@@ -174,4 +175,5 @@ def _unusable(item: PlannedItem) -> ItemFailure:
 
 
 def _provenance(lease: Lease) -> dict[str, Any]:
-    return {"job_id": lease.job_id, "encoders": lease.schema["encoders"], "fusion": lease.schema["fusion"]}
+    encoders = {m: {**lease.schema["encoders"][m], "id": id} for m, id in encoder_ids(lease.schema).items()}
+    return {"job_id": lease.job_id, "encoders": encoders, "fusion": lease.schema["fusion"]}

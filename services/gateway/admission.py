@@ -1,11 +1,13 @@
 """The checks at the door: what can be known to be wrong with a job before anything of it is stored."""
 
 import shutil
+from collections.abc import Mapping
 
-from shared.catalog import Catalog
+from shared.catalog import TRAINING, Catalog, EncoderSpec
 from shared.errors import InvalidRequestError, StorageFullError, TooLargeError
-from shared.fine_tuning import FineTuneRequest, JobRequest, Method
+from shared.fine_tuning import FineTuneRequest, JobRequest, Method, TrainEncoder
 from shared.fusion_parameters import validate_parameters
+from shared.queues import Modality
 from shared.schemas import FeaturesRequest, FusionMethod, ItemSource
 from shared.settings import Limits, Settings
 from shared.storage.imports import allowed_prefix
@@ -16,12 +18,14 @@ def check(request: JobRequest, tenant: str, settings: Settings, catalog: Catalog
     StorageFullError."""
     check_space(settings)
     chosen = request.encoders.chosen()
-    for modality, encoder in chosen.items():
-        catalog.resolve(modality, encoder)
+    specs = {modality: catalog.resolve(modality, encoder) for modality, encoder in chosen.items()}
     if isinstance(request, FeaturesRequest):
         validate_parameters(request.fusion.method, request.fusion.parameters(), chosen, param="fusion")
     elif isinstance(request, FineTuneRequest):
         _check_training(request)
+        _check_encoder_training(request, specs)
+    if not isinstance(request, FineTuneRequest):
+        _check_not_supervised(specs)
     _check_source(request, tenant, settings)
     longest = settings.limits.job_seconds
     if longest and (request.timeout_seconds or 0) > longest:
@@ -35,6 +39,37 @@ def _check_training(request: FineTuneRequest) -> None:
         validate_parameters(method, parameters, request.encoders.chosen(), param="fusion.parameters")
     if request.method is Method.ALIGN and request.features is None and len(request.encoders.chosen()) < 2:
         raise InvalidRequestError("`align` needs the encoders of at least two modalities.", param="encoders")
+
+
+def _check_encoder_training(request: FineTuneRequest, specs: Mapping[Modality, EncoderSpec]) -> None:
+    """What is asked of the encoders must be possible with those that are chosen, and honest."""
+    how = request.train_encoder
+    if request.features is not None:
+        if how is not TrainEncoder.FROZEN:
+            message = "Encoders are trained on items: give `items` or `input` instead of `features`."
+            raise InvalidRequestError(message, param="train_encoder")
+        return
+    trained = [spec.id for spec in specs.values() if spec.is_trained(how)]
+    if not trained:
+        if how is not TrainEncoder.FROZEN:
+            known = "; ".join(
+                f"{spec.id}: {', '.join(sorted(TRAINING.get(spec.loader, ['frozen'])))}" for spec in specs.values()
+            )
+            raise InvalidRequestError(f"None of the encoders can be trained so ({known}).", param="train_encoder")
+        return
+    if request.method is Method.ALIGN:
+        message = "`align` learns from no labels, and encoders are trained on them: leave them as they are."
+        raise InvalidRequestError(message, param="train_encoder")
+    if request.splitting.folds is not None:
+        message = f"Cross-validation needs encoders that have not seen the labels, as {', '.join(trained)} will have."
+        raise InvalidRequestError(message, param="splitting.folds")
+
+
+def _check_not_supervised(specs: Mapping[Modality, EncoderSpec]) -> None:
+    for modality, spec in specs.items():
+        if spec.supervised:
+            message = f"{spec.id} is trained on labels by a fine_tune job; name the model that such a job made of it."
+            raise InvalidRequestError(message, code="encoder_not_trained", param=f"encoders.{modality}")
 
 
 def _check_source(request: ItemSource, tenant: str, settings: Settings) -> None:

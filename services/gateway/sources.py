@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from shared.errors import InvalidRequestError
 from shared.fine_tuning import FineTuneRequest, JobRequest
 from shared.jobs import registry, repository
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.models import Model
 from shared.preprocessing import Preprocessing
 from shared.schemas import Encoders, FeaturesRequest, ItemSource
@@ -62,7 +63,7 @@ def _encoding(model: Model, request: ItemSource) -> dict[str, Any]:
 def _check_fit(model: Model, schema: dict[str, Any]) -> None:
     """The feature set must hold the vectors of the model's encoders, for at least one of its modalities."""
     needed = model.spec["fine_tuned"]["encoders"]
-    held = {modality: encoder["id"] for modality, encoder in schema["encoders"].items()}
+    held = encoder_ids(schema)
     if not needed.keys() & held.keys() or any(held[m] != id for m, id in needed.items() if m in held):
         message = f"The feature set was made with the encoders {held}; the model takes {needed}."
         raise InvalidRequestError(message, code="unsuitable_features", param="features")

@@ -213,7 +213,7 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
         job.items_partial += result.partial
         job.items_failed += result.failed
         if result.schema_update:
-            job.schema = {**job.schema, **result.schema_update}
+            job.schema = _merged(job.schema, result.schema_update)
         if result.model is not None and result.stored is not None:
             register_model(session, job, result.model, result.stored)
         if result.cached is not None:
@@ -222,6 +222,12 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
         end_shard(session, job, shard, ShardState.DONE)
         accepted.add(shard.id)
     return accepted
+
+
+def _merged(schema: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """A job's schema with more in it. Of objects that both have, the entries: each fit of a job names its own model."""
+    both = {k: {**schema[k], **v} for k, v in update.items() if isinstance(v, dict) and isinstance(schema.get(k), dict)}
+    return {**schema, **update, **both}
 
 
 def release(session: Session, lease: Lease, *, delay_seconds: float = 0.0) -> None:

@@ -28,7 +28,8 @@ PLAN_BYTES, UNKNOWN_PLAN_COST = 1024**2, 1000.0
 @dataclass(frozen=True)
 class NewJob:
     """A job that was accepted. `request` is without inline items; `file_ids` are what it reads, `input` among them;
-    `features` is the job whose feature set it reads, `model` what it predicts with."""
+    `features` is the job whose feature set it reads, `model` what it predicts with, `encoders` the models among its
+    encoders."""
 
     id: str
     tenant: str
@@ -38,6 +39,7 @@ class NewJob:
     file_ids: Collection[str] = field(default_factory=tuple)
     features: str | None = None
     model: str | None = None
+    encoders: Collection[str] = ()
     input_bytes: int = 0
     timeout_seconds: int | None = None
 
@@ -86,9 +88,10 @@ def _pin_sources(session: Session, new: NewJob) -> None:
     """Locks what the job needs until it is written down that the job needs it: then nobody can delete it."""
     if new.features is not None:
         find_features(session, new.tenant, new.features, lock=True)
-    if new.model is not None:
-        registry.find_model(session, new.tenant, new.model, lock=True)
-    sources = [{"job_id": new.id, "source_id": id} for id in (new.features, new.model) if id is not None]
+    models = sorted({*new.encoders, *filter(None, [new.model])})
+    for id in models:
+        registry.find_model(session, new.tenant, id, lock=True)
+    sources = [{"job_id": new.id, "source_id": id} for id in (*filter(None, [new.features]), *models)]
     if sources:
         session.execute(insert(JobSource), sources)
 
@@ -173,7 +176,7 @@ def delete(session: Session, tenant: str, id: str) -> None:
     if job.status not in ENDED_JOBS:
         raise ConflictError(f"The job {id!r} is {job.status}; cancel it first.", code="job_not_finished")
     if session.scalar(select(registry.is_needed(id))):
-        message = f"A job that has not ended needs the feature set or a model of the job {id!r}."
+        message = f"A job that has not ended, or a model, needs the feature set or a model of the job {id!r}."
         raise ConflictError(message, code="job_in_use")
     job.deleted_at, job.idempotency_key = func.clock_timestamp(), None
 

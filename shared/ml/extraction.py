@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shared.catalog import FittedEncoder
 from shared.errors import ItemError, JobError, NotFoundError, TriviumError
 from shared.jobs import cache, engine
+from shared.jobs.encoders import encoder_of
 from shared.jobs.records import CachedVectors, Finished, ItemFailure, Lease
 from shared.ml.encoders.base import Encoder, Vectors
 from shared.ml.encoders.batching import encode_all
@@ -64,6 +66,7 @@ class Batch:
     vectors: dict[str, Vectors] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
     errors: dict[str, ItemError] = field(default_factory=dict)
+    ask_cache: bool = True
 
     def first_item(self, content: str) -> PlannedItem:
         """The first of the items that share a content."""
@@ -84,16 +87,8 @@ class Extraction:
     def prepare(self, lease: Lease, control: Control) -> Batch:
         """Reads the slice, asks the cache, then fetches, decodes and preprocesses what is not in it."""
         encoder = self._encoder(lease, control)
-        options = lease.request["preprocessing"].get(self._modality.value, {})
         items = control.patiently(lambda: read_slice(self._context.store, lease.spec))
-        batch = Batch(
-            encoder=encoder,
-            fingerprint=_feature_fingerprint(encoder, options),
-            decode_options={**encoder.decode_options, **options, **self._limits()},
-            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
-        )
-        for item in batch.items.values():
-            batch.holders[_content_of(item, self._modality)].append(item.index)
+        batch = self._new_batch(lease, encoder, items)
         self._ask_cache(lease, batch, batch.holders, control)
         batch.waiting.extend(content for content in batch.holders if content not in batch.vectors)
         if not lease.isolated:
@@ -138,23 +133,46 @@ class Extraction:
             cached=self._segment(lease, output, control),
         )
 
+    def read(
+        self, lease: Lease, encoder: Encoder, items: Iterable[PlannedItem], control: Control
+    ) -> Iterator[tuple[PlannedItem, Any]]:
+        """These items as `encoder` takes them; those that cannot be read are left out. Not in their order."""
+        batch = self._new_batch(lease, encoder, items)
+        batch.ask_cache = False  # what is in there are vectors
+        batch.waiting.extend(batch.holders)
+        while batch.waiting:
+            self._decode(lease, batch, _next_chunk(batch, self._modality), control)
+            for content, prepared in batch.prepared.items():
+                yield from ((batch.items[index], prepared) for index in batch.holders[content])
+            batch.prepared.clear()
+
+    def _new_batch(self, lease: Lease, encoder: Encoder, items: Iterable[PlannedItem]) -> Batch:
+        options = lease.request["preprocessing"].get(self._modality.value, {})
+        batch = Batch(
+            encoder=encoder,
+            fingerprint=_feature_fingerprint(encoder, options),
+            decode_options={**encoder.decode_options, **options, **self._limits()},
+            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
+        )
+        for item in batch.items.values():
+            batch.holders[_content_of(item, self._modality)].append(item.index)
+        return batch
+
     def _encoder(self, lease: Lease, control: Control) -> Encoder:
         from shared.ml.encoders.loading import load_encoder
 
-        chosen = lease.schema["encoders"][self._modality.value]
-        spec = self._context.catalog.resolve(self._modality, chosen["id"])
+        spec = encoder_of(lease.schema, self._modality, self._context.catalog)
         worker = self._context.settings.worker
-        fitted = lease.schema.get("fitted_models", {}).get(self._modality.value)
 
         def load() -> Encoder:
-            if fitted is None:
+            if not isinstance(spec, FittedEncoder):
                 return load_encoder(spec, device=worker.device, precision=worker.precision)
             with tempfile.TemporaryDirectory() as folder:
-                download_model(self._context, fitted, Path(folder), control)
+                download_model(self._context, spec, Path(folder), control)
                 return load_encoder(spec, device=worker.device, precision=worker.precision, model_path=Path(folder))
 
         try:
-            return self._models.get(fitted["id"] if fitted else spec.id, load)
+            return self._models.get(spec.model if isinstance(spec, FittedEncoder) else spec.id, load)
         except TriviumError:
             raise
         except Exception as error:
@@ -163,7 +181,7 @@ class Extraction:
 
     def _ask_cache(self, lease: Lease, batch: Batch, contents: Iterable[str], control: Control) -> None:
         known = [content for content in contents if _is_hash(content)]
-        if not known or not self._context.settings.engine.cache_bytes:
+        if not known or not batch.ask_cache or not self._context.settings.engine.cache_bytes:
             return
 
         def look_up() -> dict[tuple[str, str], dict[str, int]]:
@@ -327,8 +345,8 @@ def _feature_fingerprint(encoder: Encoder, options: dict[str, Any]) -> str:
     return hashlib.sha256(f"{encoder.fingerprint}{json.dumps(options, sort_keys=True)}".encode()).hexdigest()
 
 
-def download_model(context: WorkerContext, model: dict[str, Any], folder: Path, control: Control) -> None:
-    """Writes the files of a registry model (`{"files": {name: {"key", "sha256"}}}`) into `folder`, checked."""
-    for name, file in model["files"].items():
-        data = control.patiently(partial(read_verified, context.store, file["key"], file["sha256"]))
+def download_model(context: WorkerContext, model: FittedEncoder, folder: Path, control: Control) -> None:
+    """Writes the files of a model into `folder`, checked."""
+    for name, file in model.files.items():
+        data = control.patiently(partial(read_verified, context.store, file.key, file.sha256))
         (folder / Path(name).name).write_bytes(data)

@@ -8,8 +8,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from shared.catalog import Catalog
+from shared.catalog import Catalog, FittedEncoder
 from shared.errors import InvalidRequestError, ItemError, JobError
+from shared.fine_tuning import TrainEncoder
+from shared.jobs.encoders import in_schema
 from shared.jobs.records import ItemFailure, Plan
 from shared.planning.ledger import Ledger
 from shared.planning.media import Finder, MediaResolver
@@ -35,6 +37,7 @@ class PlanRequest(BaseModel):
     fusion: Fusion
     shard_size: int
     input: Input | None = None
+    train_encoder: TrainEncoder = TrainEncoder.FROZEN
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Self:
@@ -118,11 +121,13 @@ def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:
     except InvalidRequestError as error:
         raise JobError(error.message, code=error.error_code) from error
     dimensions = {m.value: spec.dimension for m, spec in specs.items()}
+    fitted = [m for m, spec in specs.items() if spec.is_fitted(request.train_encoder)]
     fused = 0 if request.fusion.method is FusionMethod.NONE else request.fusion.dimension or sum(dimensions.values())
     return {
         "shard_size": request.shard_size,
-        "encoders": {m.value: {"id": s.id, "dimension": s.dimension, "fitted": s.fitted} for m, s in specs.items()},
-        "fitted": [m.value for m, spec in specs.items() if spec.fitted],
+        "encoders": {m.value: {"id": s.id, "dimension": s.dimension, "fitted": m in fitted} for m, s in specs.items()},
+        "fitted": [m.value for m in fitted],
+        **in_schema({m: spec for m, spec in specs.items() if isinstance(spec, FittedEncoder)}),
         "fusion": request.fusion.model_dump(mode="json"),
         "dimensions": {**dimensions, "fused": fused},
     }

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from services.finetune.splits import divide, quantile_strata, stratify
 from shared.errors import JobError
 from shared.fine_tuning import Splitting
+from shared.ml.splits import divide, quantile_strata, stratify
 
 splits = st.sampled_from([None, "train", "validation", "test"])
 shares = st.lists(st.floats(0.05, 1), min_size=2, max_size=5)

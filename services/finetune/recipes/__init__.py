@@ -3,14 +3,14 @@
 from services.finetune.data import Dataset
 from services.finetune.modelling import Outside
 from services.finetune.outcome import Outcome
-from services.finetune.progress import Progress
 from services.finetune.recipes.align import align
 from services.finetune.recipes.classifier import class_problem
 from services.finetune.recipes.regressor import value_problem
 from services.finetune.recipes.supervised import supervised
-from services.finetune.repeatable import repeatable
 from shared.fine_tuning import FineTuneRequest, Method
 from shared.ml.device import choose_device
+from shared.ml.repeatable import repeatable
+from shared.worker.progress import Progress
 
 __all__ = ["Outcome", "fine_tune"]
 

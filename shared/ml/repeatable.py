@@ -25,7 +25,7 @@ def generator(*parts: int | str) -> np.random.Generator:
 
 
 @contextmanager
-def repeatable(device: torch.device, numbers: int) -> Iterator[None]:
+def repeatable(device: torch.device, numbers: int = ONE_THREAD) -> Iterator[None]:
     """Within it torch repeats itself bit by bit, on one machine with one number of threads; after it all is as before.
 
     With only so many `numbers` in the data that threads would rather wait for each other, it is one thread. On CUDA
