@@ -9,8 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from services.client.commands.options import AsJson, Connection, Metadata, connection, pairs
 from services.client.commands.results import download, format_of
 from services.client.commands.watch import exit_unless_succeeded, watch_to_the_end
+from services.client.job_options import FeaturesOptions
 from services.client.rendering import messages, print_json
-from services.client.requests import JobOptions
 from shared.queues import Modality
 from shared.schemas import FusionMethod, Job, UntrainedFusion
 
@@ -115,7 +115,7 @@ def submit(
         download(here, job.id, output)
 
 
-def _create(here: Connection, source: str, options: JobOptions) -> Job:
+def _create(here: Connection, source: str, options: FeaturesOptions) -> Job:
     console = messages()
     columns = (TextColumn("upload "), BarColumn(bar_width=32), DownloadColumn(), TransferSpeedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
@@ -145,7 +145,7 @@ def _options(
     text_preprocessing: dict[str, Any],
     fusion: dict[str, Any] | None,
     plain: dict[str, Any],
-) -> JobOptions:
+) -> FeaturesOptions:
     """Only what was given, so that the gateway's defaults hold for the rest."""
     chosen = {m.value: None if id == "none" else id for m, id in encoders.items() if id is not None}
     text = {name: value for name, value in text_preprocessing.items() if value}
@@ -156,5 +156,5 @@ def _options(
         **plain,
     }
     given: Any = {name: value for name, value in fields.items() if value is not None}
-    options: JobOptions = given
+    options: FeaturesOptions = given
     return options
