@@ -28,7 +28,7 @@ class JobProgress:
         self._console = console
         self._bars: dict[Stage, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description:<7}"),
+            TextColumn("{task.description:<9}"),
             BarColumn(bar_width=32),
             TextColumn("{task.fields[items]:>15}"),
             TextColumn("{task.fields[rate]:>13}"),
@@ -37,6 +37,7 @@ class JobProgress:
             disable=not console.is_terminal,
         )
         self._told: set[Stage] = set()
+        self._training = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
