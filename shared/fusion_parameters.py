@@ -4,7 +4,7 @@ The methods themselves are in `shared.ml.fusion`.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -31,6 +31,12 @@ class AlignParameters(Strict):
     """`align` projects all modalities into one space."""
 
     dimension: int = Field(128, ge=1, le=512, description="of the shared space; an index takes up to 512")
+    learned_by: Literal["contrast", "cca"] = Field(
+        "contrast", description="`cca`: in closed form, without training, by canonical correlation analysis"
+    )
+    regularisation: float = Field(
+        1.0, ge=0, le=1e6, description="of `cca`: added to the variances, in units of a modality's mean variance"
+    )
 
 
 class GatedParameters(Strict):

@@ -25,7 +25,7 @@ class MultimodalConfig(Strict):
     """What a `MultimodalModel` is built from: with its `state_dict`, the whole model."""
 
     dimensions: dict[Modality, _Size] = Field(min_length=1, description="of each modality's vectors")
-    outputs: _Size = Field(description="logits or values")
+    outputs: _Size | None = Field(description="logits or values; null: the fused vector itself")
     hidden: int = Field(128, ge=0, description="of each modality's embedding; 0: the standardised vector itself")
     dropout: _Share = Field(0.1, description="in embeddings and head")
     modality_dropout: _Share = Field(0.0, description="of the modalities of an item, while training")
@@ -40,6 +40,8 @@ class MultimodalConfig(Strict):
             raise ValueError("a model needs a fusion; with one modality, `concat` leaves it as it is")
         if self.fusion is FusionMethod.LATE and self.head_hidden:
             raise ValueError("`late` has a head in each modality and none after them: head_hidden must be 0")
+        if self.outputs is None and self.head_hidden:
+            raise ValueError("without outputs there is no head: head_hidden must be 0")
         return self
 
     def alone(self, modality: Modality) -> Self:
@@ -84,9 +86,17 @@ class MultimodalModel(nn.Module):
         mask = {m: mask[m] for m in self.config.dimensions}
         if self.training and self.config.modality_dropout:
             mask = drop_modalities(mask, self.config.modality_dropout)
-        embedded = {m: self.embeddings[m](zero_missing(vectors[m], mask[m])) for m in mask}
-        output: Tensor = self.head(self.fusion(embedded, mask))
+        output: Tensor = self.head(self.fuse(vectors, mask))
         return output
+
+    def fuse(self, vectors: Vectors, mask: Masks) -> Tensor:
+        """What the head sees: [n, fusion.dimension]."""
+        output: Tensor = self.fusion(self.embed(vectors, mask), mask)
+        return output
+
+    def embed(self, vectors: Vectors, mask: Masks) -> dict[Modality, Tensor]:
+        """What the fusion sees: [n, hidden], or [n, d_m] if there is no embedding, of each modality."""
+        return {m: self.embeddings[m](zero_missing(vectors[m], mask[m])) for m in self.config.dimensions}
 
 
 class _Embedding(nn.Module):
@@ -115,7 +125,7 @@ class _Embedding(nn.Module):
 
 
 def _head(dimension: int, config: MultimodalConfig) -> nn.Module:
-    if config.fusion is FusionMethod.LATE:
+    if config.fusion is FusionMethod.LATE or config.outputs is None:
         return nn.Identity()
     if not config.head_hidden:
         return nn.Linear(dimension, config.outputs)

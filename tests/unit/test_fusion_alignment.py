@@ -210,6 +210,18 @@ def test_three_modalities_with_gaps_find_the_shared_factors() -> None:
         assert (nearest == torch.arange(200)).float().mean() > 0.4
 
 
+def test_modalities_that_never_meet_are_joined_by_a_third() -> None:
+    """Every item has text, and either an image or a sound."""
+    vectors = views(9, 1000, {TEXT: 8, IMAGE: 8, AUDIO: 8}, shared=4)
+    even = torch.arange(800) % 2 == 0
+    mask = {TEXT: torch.ones(800, dtype=torch.bool), IMAGE: even, AUDIO: ~even}
+    fusion = fit_cca({m: v[:800] for m, v in vectors.items()}, mask, 4, 0.01)
+    new = {m: v[800:] for m, v in vectors.items()}
+    found = fusion.project(new, full(new))
+    nearest = (found[IMAGE] @ found[AUDIO].T).argmax(1)
+    assert (nearest == torch.arange(200)).float().mean() > 0.2
+
+
 def test_regularisation_keeps_noise_from_correlating() -> None:
     """As many dimensions as items: plain CCA correlates pure noise perfectly. The ridge does not depend on scale."""
     random = np.random.default_rng(0)

@@ -55,6 +55,15 @@ def test_vectors_are_standardised_over_the_items_that_have_them(rows: Any, prese
     np.testing.assert_allclose(state["embeddings.text.std"], std, rtol=1e-6)
 
 
+def test_what_varies_by_no_more_than_rounding_is_only_centred() -> None:
+    """One float32 above another is no information; a standard deviation of that size would blow it up to some."""
+    rows = torch.full((100, 2), 1000.1)
+    rows[::2] = rows[::2].nextafter(torch.tensor(torch.inf))
+    model = MultimodalModel.from_config({"dimensions": {TEXT: 2}, "outputs": 1, "hidden": 0})
+    model.fit_standardisation({TEXT: rows}, {TEXT: torch.ones(100, dtype=torch.bool)})
+    assert torch.equal(model.state_dict()["embeddings.text.std"], torch.ones(2))
+
+
 def test_standardised_models_do_not_depend_on_scale_and_origin() -> None:
     vectors, mask = some_items(50)
     moved = {m: v * 100 - 7 for m, v in vectors.items()}

@@ -42,6 +42,8 @@ def make_fusion(
     given = dict(validate_parameters(method, parameters, dimensions))
     if method is FusionMethod.NONE:
         raise ValueError("`none` makes no vector")
+    if method is FusionMethod.ALIGN:
+        given = {"dimension": given["dimension"]}  # how it is learned makes no other module
     if method is FusionMethod.LATE:
         if outputs is None:
             raise ValueError("`late` needs the number of outputs")
