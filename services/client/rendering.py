@@ -67,7 +67,9 @@ def print_entries(entries: Iterable[Any], table: Callable[[Sequence[Any]], Table
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """One row a job."""
-    table = table_of("job", "type", "status", "items", "failed", "created", "took", "metadata", right=("items", "failed"))
+    table = table_of(
+        "job", "type", "status", "items", "failed", "created", "took", "metadata", right=("items", "failed")
+    )
     for job in jobs:
         table.add_row(
             job.id,
@@ -84,18 +86,16 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 def job_details(job: Job) -> Table:
     """Everything about one job."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = details()
     table.add_row("job", job.id)
     table.add_row("status", status_text(job.status))
     if job.error is not None:
         table.add_row("error", f"{job.error.message} ({job.error.code})")
     table.add_row("items", item_counts(job))
-    table.add_row("created", _moment(job.created_at))
+    table.add_row("created", moment(job.created_at))
     table.add_row("took", took(job))
     if job.deadline_at is not None:
-        table.add_row("deadline", _moment(job.deadline_at))
+        table.add_row("deadline", moment(job.deadline_at))
     # Vectors that were there already were made as another job says.
     hidden = {"encoders", "preprocessing"} if job.request.get("features") else set()
     for name in _SHOWN_OF_REQUEST:
@@ -209,7 +209,8 @@ def when(timestamp: float) -> str:
     return f"{span(time.time() - timestamp)} ago"
 
 
-def _moment(timestamp: float) -> str:
+def moment(timestamp: float) -> str:
+    """`2026-11-23 21:02:15`, as clocks show it here."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
 
 
@@ -219,6 +220,14 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size or (unit == "min" and seconds >= 100):
             return f"{seconds / size:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+def details() -> Table:
+    """An empty list of names and values, one a row."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
 
 
 def table_of(*columns: str, right: Sequence[str]) -> Table:

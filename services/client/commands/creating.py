@@ -12,6 +12,7 @@ from services.client.commands.results import download, format_of
 from services.client.commands.transfers import upload_bar
 from services.client.commands.watch import exit_unless_succeeded, watch_to_the_end
 from services.client.rendering import messages, print_json
+from services.client.requests import ResultFormat
 from services.client.uploads import OnBytes
 from shared.queues import Modality
 from shared.schemas import Job
@@ -79,7 +80,7 @@ def follow(here: Connection, job: Job, *, watch: bool, output: Path | None, as_j
         download(here, job.id, output)
 
 
-def check_output(output: Path | None) -> None:
-    """Raises typer.BadParameter before anything is done, if results could not be written to this file in the end."""
+def check_output(output: Path | None, *formats: ResultFormat) -> None:
+    """Raises typer.BadParameter before anything is done, unless the file's suffix is one of the formats (of any)."""
     if output is not None:
-        format_of(output)
+        format_of(output, *formats)

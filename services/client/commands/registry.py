@@ -7,11 +7,13 @@ import typer
 
 from services.client.commands.options import AsJson, connection
 from services.client.commands.transfers import download_bar
-from services.client.rendering import messages, models_table, output, print_entries, print_json, workers_table
-from services.client.scores import model_details
+from services.client.model_tables import model_details, models_table
+from services.client.rendering import messages, output, print_entries, print_json, workers_table
 from shared.queues import Modality
 
-ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, such as model-01k9w0e1a4b7c2d5f8g3h6j9km.")]
+ModelId = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The model's id, such as model-01k9w0e1a4b7c2d5f8g3h6j9km.")
+]
 
 model = typer.Typer(no_args_is_help=True, help="Show, download and delete a model.")
 

@@ -54,11 +54,11 @@ def download(here: Connection, job_id: str, path: Path) -> None:
     console.print(f"Wrote {path} ({decimal(path.stat().st_size)}).")
 
 
-def format_of(path: Path) -> ResultFormat:
-    """The format that a file's suffix names. Raises typer.BadParameter for any other suffix."""
-    for format in get_args(ResultFormat):
+def format_of(path: Path, *formats: ResultFormat) -> ResultFormat:
+    """The format (of these, or of all) that a file's suffix names. Raises typer.BadParameter for any other suffix."""
+    allowed: tuple[ResultFormat, ...] = formats or get_args(ResultFormat)
+    for format in allowed:
         if path.suffix == f".{format}":
-            chosen: ResultFormat = format
-            return chosen
-    known = ", ".join(f".{format}" for format in get_args(ResultFormat))
+            return format
+    known = ", ".join(f".{format}" for format in allowed)
     raise typer.BadParameter(f"the suffix of {path.name!r} is none of {known}", param_hint="--output")

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from services.client.commands.creating import (
-    ENCODERS,
     JOB,
     AudioEncoder,
     ImageEncoder,

@@ -1,16 +1,12 @@
 """`trivium train` and `trivium predict`: from labelled items to a model, and what it says of others."""
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
 from services.client.commands.creating import (
-    ENCODERS,
-    JOB,
     AudioEncoder,
     ImageEncoder,
     Lowercase,
@@ -27,11 +23,11 @@ from services.client.commands.creating import (
     only_given,
 )
 from services.client.commands.options import AsJson, Metadata, connection, pairs
-from services.client.commands.registry import print_model
 from services.client.commands.watch import exit_unless_succeeded, watch_to_the_end
-from services.client.job_options import FineTuneOptions
+from services.client.job_options import FineTuneOptions, PredictOptions
+from services.client.model_tables import scores_table
 from services.client.rendering import messages, print_json
-from shared.fine_tuning import Method, Preset, Search, Splitting, TrainEncoder, Training
+from shared.fine_tuning import Method, Preset, TrainEncoder, Training
 
 _TRAINING = "Training"
 _DATA = "Which items train and which judge"
@@ -52,13 +48,21 @@ def train(
         bool, typer.Option("--watch", "-w", help="Show progress, and at the end how good the model is.")
     ] = False,
     method: Annotated[
-        Method | None, typer.Option(help="Tell classes or numbers, or align modalities in one space.")
+        Method | None,
+        typer.Option(
+            metavar="METHOD", help="classifier (of `label`), regressor (of `target`), or align: all in one space."
+        ),
     ] = None,
     preset: Annotated[
         Preset | None, typer.Option(help="fast: one fusion; good: the best of a few; best: several, combined.")
     ] = None,
     fusion: Annotated[
-        FusionName | None, typer.Option(help="This one instead of the preset's.", rich_help_panel=_TRAINING)
+        FusionName | None,
+        typer.Option(
+            metavar="METHOD",
+            help=f"{', '.join(get_args(FusionName)[:-1])} or {get_args(FusionName)[-1]}, instead of the preset's.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     fusion_parameter: Annotated[
         list[str] | None,
@@ -66,16 +70,22 @@ def train(
     ] = None,
     training: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help=f"{', '.join(Training.model_fields)}.",
-                     rich_help_panel=_TRAINING),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help=f"A setting; may be repeated: {', '.join(Training.model_fields)}.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
-    multi_label: Annotated[
-        bool | None,
-        typer.Option("--multi-label/--single-label", help="Else several labels if any item has more than one.",
-                     rich_help_panel=_TRAINING),
+    labels: Annotated[
+        Literal["one", "several"] | None,
+        typer.Option(help="How many an item can have; told from the items otherwise.", rich_help_panel=_TRAINING),
     ] = None,
     train_encoder: Annotated[
-        TrainEncoder | None, typer.Option(help="What of the encoders is trained too.", rich_help_panel=_TRAINING)
+        TrainEncoder | None,
+        typer.Option(
+            metavar="HOW", help="frozen, or trained too: lora (a few weights) or full.", rich_help_panel=_TRAINING
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(help="Search better settings with this many trials.", rich_help_panel=_TRAINING)
@@ -120,7 +130,7 @@ def train(
     ```
     trivium train data.jsonl --watch
     trivium train job-01k9w0c3v8e6m5j2k1x7r4t9qz --preset best --watch
-    trivium train scans.tar --method regressor --fusion gated --set epochs=30 --set loss=mse
+    trivium train scans.tar --method regressor --fusion gated --set epochs=30
     model=$(trivium train posts.tar --set class_weights=balanced --watch)
     ```
     """
@@ -132,7 +142,7 @@ def train(
         training=_values(training, "--set") or None,
         splitting=only_given(validation=validation, test=test, folds=folds) or None,
         search=only_given(trials=trials, seconds=search_seconds) or None,
-        multi_label=multi_label,
+        multi_label=None if labels is None else labels == "several",
         train_encoder=train_encoder,
         max_failed_fraction=max_failed_fraction,
         shard_size=shard_size,
@@ -152,7 +162,8 @@ def train(
     exit_unless_succeeded(job)
     with here.client() as client:
         model = client.models.get(job.models[0])
-    messages().print(scores_table(model))
+    if model.fine_tuned is not None:
+        messages().print(scores_table(model.fine_tuned))
     if not as_json:
         print(model.id)
 
@@ -164,11 +175,11 @@ def predict(
     watch: Watch = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Watch, then write the predictions here (.parquet, .jsonl or .npz)."),
+        typer.Option("--output", "-o", help="Watch, then write the predictions here (.parquet or .jsonl)."),
     ] = None,
-    contributions: Annotated[
-        bool, typer.Option(help="Say how much each modality moved each prediction.", rich_help_panel=JOB)
-    ] = True,
+    no_contributions: Annotated[
+        bool, typer.Option("--no-contributions", help="Leave out how much each modality moved each prediction.")
+    ] = False,
     shard_size: ShardSize = None,
     priority: Priority = None,
     timeout: Timeout = None,
@@ -185,14 +196,15 @@ def predict(
     Examples:
 
     ```
-    trivium predict new.jsonl --model model-01k9w0e1a4b7c2d5f8g3h6j9km -o predictions.parquet
-    trivium predict job-01k9w0c3v8e6m5j2k1x7r4t9qz -m model-01k9w0e1a4b7c2d5f8g3h6j9km -o predictions.jsonl
+    model=$(trivium train posts.tar --watch)
+    trivium predict new.jsonl --model $model -o predictions.parquet
+    trivium predict $job --model $model -o predictions.jsonl
     ```
     """
-    check_output(output)
+    check_output(output, "jsonl", "parquet")
     options: PredictOptions = only_given(
         model=model,
-        contributions=None if contributions else False,
+        contributions=False if no_contributions else None,
         shard_size=shard_size,
         priority=priority,
         timeout_seconds=timeout,
