@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.client.rendering import details, moment, table_of
+from shared.queues import Modality
 from shared.schemas import FineTuned, ModelEntry
 
 #: The main scores (see `main_score` in a model's metrics) as people write them.
@@ -60,7 +61,10 @@ def scores_table(trained: FineTuned) -> Table:
     columns = (name, "95 % interval", "items with it", f"{name} on these", "fused on these")
     table = table_of("vectors", *columns, right=columns)
     table.columns[2].no_wrap = True
-    for which, row in sorted(rows.items(), key=lambda entry: entry[0] == _FUSED):
+    for which in (*(m.value for m in Modality), _FUSED):
+        if which not in rows:
+            continue
+        row = rows[which]
         interval = f"{_number(row['low'])} … {_number(row['high'])}"
         there = (_number(row.get("score_there")), _number(row.get("fused_there")))
         beside = ("", "") if which == _FUSED else there
@@ -76,8 +80,8 @@ def warnings(trained: FineTuned) -> list[str]:
 
 
 def _add_training(table: Table, trained: FineTuned) -> None:
-    encoders = ", ".join(f"{modality.value}: {id}" for modality, id in trained.encoders.items())
-    table.add_row("encoders", encoders)
+    encoders = [f"{m.value}: {trained.encoders[m]}" for m in Modality if m in trained.encoders]
+    table.add_row("encoders", ", ".join(encoders))
     table.add_row("fusion", ", ".join(trained.fusions))
     if trained.classes:
         several = "any of " if trained.multi_label else ""
@@ -90,7 +94,7 @@ def _add_training(table: Table, trained: FineTuned) -> None:
 
 def _in_short(trained: FineTuned) -> str:
     """`accuracy 0.624 on 181 test items; concat of text, image, audio`."""
-    made = f"{', '.join(trained.fusions)} of {', '.join(modality.value for modality in trained.encoders)}"
+    made = f"{', '.join(trained.fusions)} of {', '.join(m.value for m in Modality if m in trained.encoders)}"
     found = main_score(trained)
     if found is None:
         return made

@@ -12,7 +12,7 @@ from rich.text import Text
 from services.client.client import Client
 from services.client.rendering import item_counts, rate, span, status_text, took
 from shared.queues import Stage
-from shared.schemas import Job, JobEvent, StageProgress
+from shared.schemas import Job, JobEvent, Split, StageProgress
 
 #: What events of training say in the bar of their stage, until the next one.
 _TRAINING_NOTES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -23,7 +23,7 @@ _TRAINING_NOTES: dict[str, Callable[[dict[str, Any]], str]] = {
 #: And above it, to stay.
 _TRAINING_REMARKS: dict[str, Callable[[dict[str, Any]], Text]] = {
     "training.warning": lambda e: Text(e["message"], "yellow"),
-    "training.split": lambda e: Text(", ".join(f"{part} {count:,}" for part, count in e.items()) + " items"),
+    "training.split": lambda e: Text(", ".join(f"{part} {e[part]:,}" for part in Split if part in e) + " items"),
     "training.model": lambda e: Text(
         f"{e['model']}: validation loss {_loss(e['loss'])} in epoch {e['epoch']} ({e['seconds']:.1f} s)"
     ),

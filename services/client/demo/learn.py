@@ -42,7 +42,7 @@ class Learned:
     def card(self) -> list[str]:
         """The paragraphs of the model card's head, without its title."""
         head, _, _ = (self.folder / "README.md").read_text().partition("\n## ")
-        return [part.replace("**", "") for part in head.split("\n\n")[1:] if part.strip()]
+        return [part.strip().replace("**", "") for part in head.split("\n\n")[1:] if part.strip()]
 
 
 def learn(client: Client, features: Job, output_dir: Path, console: Console) -> Learned:

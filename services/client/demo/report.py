@@ -15,8 +15,8 @@ _SHOWN_ITEMS, _SHOWN_NEIGHBOURS, _SHOWN_PREDICTIONS = 4, 3, 4
 
 #: What has to be known to read the predictions.
 PREDICTIONS_NOTE = (
-    "[dim]The first complete test item of each of a few groups. Beneath the modalities: by how much each of them moved "
-    "the probability (Shapley values).[/]\n"
+    "[dim]The first complete test item of each of four groups. Sure: how probable the model finds what it says; then "
+    "how much each modality moved that (Shapley values).[/]\n"
 )
 
 
@@ -62,7 +62,7 @@ def scores_table(learned: Learned) -> Table:
 def predictions_table(space: FeatureSpace, learned: Learned) -> Table:
     """What the model says of the first complete test item of each of a few labels."""
     modalities = [m.value for m in Modality]
-    table = _table("What the model says of test items", "item", "is", "called", "probability", *modalities)
+    table = _table("What the model says of test items", "item", "is", "says", "sure", *modalities)
     for item in space.examples(_SHOWN_PREDICTIONS, split="test"):
         said, label = learned.predictions[space.ids[item]], str(space.labels[item])
         style = "green" if said.label == label else "red"
@@ -86,7 +86,7 @@ def _name(space: FeatureSpace, item: int) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = _titled(Table(box=box.SIMPLE_HEAD), title)
     for place, column in enumerate(columns):
-        numeric = place > 0 and column not in {"made by", "is", "called"}
+        numeric = place > 0 and column not in {"made by", "is", "says"}
         table.add_column(column, justify="right" if numeric else "left")
     return table
 

@@ -34,7 +34,10 @@ from shared.storage.objects import ObjectStore
 DIMENSION = 4
 #: The files of the models that the played pool trains, and how good they are.
 MODEL = {"model.safetensors": b"weights" * 100, "config.json": b"{}", "README.md": b"# A model"}
-METRICS: dict[str, Any] = {}
+METRICS: dict[str, Any] = {
+    "main_score": "accuracy",
+    "alone": {"fused": {"score": 0.75, "low": 0.7, "high": 0.8, "items": 4, "items_there": 4}},
+}
 
 
 @pytest.fixture(scope="module")
