@@ -29,6 +29,11 @@ class Candidate:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def in_closed_form(self) -> bool:
+        """Whether it is computed, not trained."""
+        return self.parameters.get("learned_by") == "cca"
+
     def config(self, dimensions: Mapping[Modality, int], outputs: int | None) -> MultimodalConfig:
         """The network for vectors of these dimensions; without `outputs` it has no head."""
         settings = self.settings

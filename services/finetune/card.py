@@ -22,7 +22,7 @@ def model_card(metrics: Mapping[str, Any], config: TrainedConfig, plots: Sequenc
     """The card of a classifier or regressor. `plots` are the names of its pictures."""
     sections = [
         _head(metrics, config),
-        _data(metrics),
+        data_section(metrics),
         _scores(metrics),
         _alone(metrics),
         _contributions(metrics),
@@ -53,10 +53,11 @@ def cell(value: Any) -> str:
 
 
 def _head(metrics: Mapping[str, Any], config: TrainedConfig) -> str:
-    members = ", ".join(
-        f"{m.name} ({m.weight:.0%})" if len(config.members) > 1 else m.name for m in config.members
-    )
-    what = {"single_label": f"one of {len(config.classes)} classes", "multi_label": f"any of {len(config.classes)} classes"}
+    members = ", ".join(f"{m.name} ({m.weight:.0%})" if len(config.members) > 1 else m.name for m in config.members)
+    what = {
+        "single_label": f"one of {len(config.classes)} classes",
+        "multi_label": f"any of {len(config.classes)} classes",
+    }
     modalities = ", ".join(f"{m} ({d})" for m, d in metrics["dimensions"].items())
     name = SCORE_NAMES[metrics["main_score"]]
     best = metrics["alone"]["fused"]
@@ -68,7 +69,8 @@ def _head(metrics: Mapping[str, Any], config: TrainedConfig) -> str:
     )
 
 
-def _data(metrics: Mapping[str, Any]) -> str:
+def data_section(metrics: Mapping[str, Any]) -> str:
+    """How many items there were, and what the checks found."""
     items = ", ".join(f"{count} {part}" for part, count in metrics["items"].items())
     notes = [f"- **{check['severity']}** `{check['code']}`: {check['message']}" for check in metrics["checks"]]
     return "\n".join([f"## Data\n\nItems: {items}.\n", *(notes or ["The checks found nothing odd."])])

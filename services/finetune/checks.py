@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from services.finetune.data import Dataset, Mask, Rows
+from services.finetune.data import Dataset, Rows
 from services.finetune.problem import Problem
 from services.finetune.splits import Parts
 from shared.ml.trained import Task
@@ -58,8 +58,8 @@ def check_items(data: Dataset) -> list[Finding]:
     named = [label.casefold() in id.casefold() for id, label in zip(data.ids, firsts, strict=True) if label]
     if np.mean(named) > 0.9 and all(len(kind) > 2 for kind in kinds):
         message = (
-            "Ids hold the label. Nothing is trained on ids; but see that texts, pictures and sounds do not hold it too, "
-            "as names of files often end up in them."
+            "Ids hold the label. Nothing is trained on ids; but see that texts, pictures and sounds do not hold it "
+            "too, as names of files often end up in them."
         )
         findings.append(Finding("label_in_id", "info", message))
     return findings
@@ -69,20 +69,23 @@ def check_parts(data: Dataset, problem: Problem, parts: Parts) -> list[Finding]:
     """Of the items that are used, as they were divided."""
     return [
         *(Finding("split", "info", note) for note in parts.notes),
-        *_check_sizes(parts),
+        *check_sizes(parts),
         *(_check_classes(problem, parts) if problem.classes else ()),
-        *_check_presence(data, parts),
+        *check_presence(data, parts),
         *_check_columns(data, parts.train),
     ]
 
 
-def _check_sizes(parts: Parts) -> Iterable[Finding]:
+def check_sizes(parts: Parts) -> Iterable[Finding]:
+    """Of the parts: whether they are large enough to say something."""
     if len(parts.train) < _FEW_TO_TRAIN:
         yield Finding("few_training_items", "warning", f"Only {len(parts.train)} items train the model: expect little.")
     for name, rows in ((Split.VALIDATION, parts.validation), (Split.TEST, parts.test)):
         if len(rows) < _FEW_TO_JUDGE:
             what = "what is chosen by them" if name is Split.VALIDATION else "scores on them"
-            message = f"The {name} part has only {len(rows)} items: {what} may be chance. See the interval of the score."
+            message = (
+                f"The {name} part has only {len(rows)} items: {what} may be chance. See the interval of the score."
+            )
             yield Finding(f"few_{name}_items", "warning", message)
 
 
@@ -100,8 +103,8 @@ def _check_classes(problem: Problem, parts: Parts) -> Iterable[Finding]:
     small = (total < _SMALLEST_CLASS) & (train > 0)
     if small.any():
         message = (
-            f"{listed(names[small])}: fewer than {_SMALLEST_CLASS} items, so that not every part can have one. Add items "
-            "or join the class with another."
+            f"{listed(names[small])}: fewer than {_SMALLEST_CLASS} items, so that not every part can have one. Add "
+            "items or join the class with another."
         )
         yield Finding("class_too_small", "warning", message)
     untested = (counts[Split.TEST] == 0) & (total > 0)
@@ -121,7 +124,8 @@ def _check_classes(problem: Problem, parts: Parts) -> Iterable[Finding]:
         yield Finding("constant_class", "warning", message)
 
 
-def _check_presence(data: Dataset, parts: Parts) -> Iterable[Finding]:
+def check_presence(data: Dataset, parts: Parts) -> Iterable[Finding]:
+    """Of the modalities that some items lack."""
     for modality, present in data.present.items():
         if present.all():
             continue
@@ -142,8 +146,8 @@ def _check_columns(data: Dataset, train: Rows) -> Iterable[Finding]:
         constant = int((used == used[:1]).all(axis=0).sum()) if len(used) > 1 else 0
         if constant:
             message = (
-                f"{constant} of {rows.shape[1]} components of the {modality.value} vectors are the same in all training "
-                "items and tell nothing."
+                f"{constant} of {rows.shape[1]} components of the {modality.value} vectors are the same in all "
+                "training items and tell nothing."
             )
             yield Finding("constant_columns", "warning" if constant > rows.shape[1] // 2 else "info", message)
 
@@ -155,8 +159,8 @@ def check_alone(table: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     for name, score in there.items():
         if score >= _PERFECT and min(there.values()) < 0.9:
             message = (
-                f"{name} alone is nearly perfect ({score:.3f}) while others are not. That may be so; or {name} holds the "
-                "answer itself."
+                f"{name} alone is nearly perfect ({score:.3f}) while others are not. That may be so; or {name} holds "
+                "the answer itself."
             )
             findings.append(Finding("possible_leak", "warning", message))
     better = [name for name in there if len(there) > 1 and table[name]["score"] > fused]

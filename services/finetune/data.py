@@ -41,7 +41,8 @@ class Dataset:
 
     def usable(self) -> Mask:
         """Bool [n]: the items that have any of the modalities."""
-        return np.logical_or.reduce(list(self.present.values()))
+        usable: Mask = np.logical_or.reduce(list(self.present.values()))
+        return usable
 
     def take(self, rows: Sequence[int] | Rows) -> "Dataset":
         """These rows, in this order."""
@@ -83,8 +84,8 @@ def read_parts(tables: Iterable[pa.Table], dimensions: Mapping[Modality, int]) -
     ids = [str(id) for id in columns["id"]]
     return Dataset(
         ids=ids,
-        vectors={m: _joined(vectors.pop(m), (0, d), np.float32) for m, d in wanted.items()},
-        present={m: _joined(present[m], (0,), np.bool_) for m in wanted},
+        vectors={m: np.concatenate([np.zeros((0, d), np.float32), *vectors.pop(m)]) for m, d in wanted.items()},
+        present={m: np.concatenate([np.zeros(0, np.bool_), *present[m]]) for m in wanted},
         labels=[list(labels) for labels in columns["label"]],  # type: ignore[call-overload]
         targets=np.array([t if isinstance(t, int | float) else np.nan for t in targets], np.float64),
         splits=[None if split is None else str(split) for split in columns["split"]],
@@ -106,7 +107,3 @@ def _matrix(table: pa.Table, modality: Modality, dimension: int) -> tuple[Vector
     finite = np.isfinite(rows).all(axis=1)
     rows[~finite] = 0
     return rows, present & finite
-
-
-def _joined(parts: list[NDArray[np.generic]], empty: tuple[int, ...], dtype: type) -> NDArray[np.generic]:
-    return np.concatenate(parts) if parts else np.zeros(empty, dtype)

@@ -28,7 +28,7 @@ def evaluate(task: Task, answers: Answers, outputs: Outputs, classes: Sequence[s
     probabilities = np.pad(outputs, ((0, 0), (0, len(classes) - outputs.shape[1])))
     if task is Task.MULTI_LABEL:
         applies, said = answers > 0, probabilities >= 0.5
-        scores = {
+        scores: dict[str, float | None] = {
             "subset_accuracy": float((applies == said).all(axis=1).mean()),
             "hamming_loss": float((applies != said).mean()),
         }

@@ -78,11 +78,12 @@ def _explained(rows: NDArray[np.float32], problem: Problem, used: Rows) -> NDArr
     if problem.task is Task.SINGLE_LABEL:
         groups = problem.strata[used].astype(np.float32)
         sums, counts = groups.T @ rows, groups.sum(axis=0)
-        return np.asarray((sums[counts > 0] ** 2 / counts[counts > 0, None]).sum(axis=0) / total)
+        between = (sums[counts > 0] ** 2 / counts[counts > 0, None]).sum(axis=0)
+        return np.asarray(between / total, np.float64)
     answers = problem.answers[used].reshape(len(used), -1)
     answers = (answers - answers.mean(axis=0)).astype(np.float32)
     length = np.maximum((answers**2).sum(axis=0), np.finfo(np.float32).tiny)
-    return np.asarray(((answers.T @ rows) ** 2 / length[:, None] / total).max(axis=0))
+    return np.asarray(((answers.T @ rows) ** 2 / length[:, None] / total).max(axis=0), np.float64)
 
 
 def _blocks(data: Dataset, train: Rows) -> Iterator[NDArray[np.float32]]:
@@ -101,7 +102,8 @@ def _cosine(data: Dataset, train: Rows, a: Rows, b: Rows) -> NDArray[np.float32]
     for block in _blocks(data, train):
         x, y = block[a], block[b]
         products += [(x * y).sum(axis=1), (x * x).sum(axis=1), (y * y).sum(axis=1)]
-    return products[0] / np.maximum(np.sqrt(products[1] * products[2]), np.finfo(np.float32).tiny)
+    lengths = np.maximum(np.sqrt(products[1] * products[2]), np.finfo(np.float32).tiny)
+    return np.asarray(products[0] / lengths, np.float32)
 
 
 def _nearest(sketch: NDArray[np.float32], held_out: Rows, train: Rows) -> Rows:
@@ -114,7 +116,8 @@ def _nearest(sketch: NDArray[np.float32], held_out: Rows, train: Rows) -> Rows:
 
 
 def _units(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def _key(data: Dataset, row: int) -> tuple[bytes | None, ...]:

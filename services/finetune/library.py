@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from services.finetune.candidates import Candidate
 from services.finetune.checkpoints import pack, unpack
+from services.finetune.closed_form import fit_in_closed_form
 from services.finetune.objectives import Batch, Objective
 from services.finetune.progress import Progress
 from services.finetune.repeatable import derived_seed
@@ -23,6 +25,22 @@ class Network:
     candidate: Candidate
     config: MultimodalConfig
     fit: Fit
+
+
+def described(network: Network, weight: float) -> dict[str, Any]:
+    """A network as JSON, and how much it counts in the model."""
+    return {
+        "name": network.candidate.name,
+        "fusion": network.config.fusion.value,
+        "parameters": network.config.parameters,
+        "settings": network.candidate.settings.as_json(),
+        "seed": network.candidate.seed,
+        "validation_loss": network.fit.loss,
+        "best_epoch": network.fit.epoch,
+        "epochs": len(network.fit.history),
+        "seconds": network.fit.seconds,
+        "weight": weight,
+    }
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,8 @@ class Bench:
         torch.manual_seed(derived_seed(candidate.seed, "weights"))
         network = MultimodalModel(self._config(candidate)).to(device)
         network.fit_standardisation(self.train.vectors, self.train.mask)
+        if candidate.in_closed_form:
+            return fit_in_closed_form(network, self.train)
         objective = self.objective().to(device)
         trainer = Trainer(self._key(candidate), network, objective, candidate.settings, candidate.seed, self.progress)
         return trainer.run(self.train, self.validation, on_epoch)

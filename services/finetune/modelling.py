@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.finetune.candidates import Candidate, candidates, with_seeds
-from services.finetune.data import Dataset, Rows
+from services.finetune.data import Dataset
 from services.finetune.ensemble import select_ensemble
 from services.finetune.library import Bench, Network
 from services.finetune.objectives import Loss, Supervised, class_weights, make_batch
@@ -73,7 +73,7 @@ class Run:
         """As networks are trained on them: numbers in units of `std` from the mean, known classes only."""
         problem = self.problem
         if problem.task is Task.REGRESSION:
-            return (problem.answers - self.prior[0]) / self.std
+            return np.asarray((problem.answers - self.prior[0]) / self.std)
         return problem.answers[:, : problem.known] if problem.task is Task.MULTI_LABEL else problem.answers
 
     @property
@@ -145,7 +145,7 @@ def _weights(run: Run, networks: Sequence[Network]) -> list[float]:
         alone = TrainedModel.load(_files(run, [network], [1.0]), run.outside.device)
         outputs.append(alone.outputs(items.vectors, items.present))
     counts = np.array(select_ensemble(outputs, lambda said: run.problem.loss(said, judges)), np.float64)
-    return (counts / counts.sum()).tolist()
+    return [float(weight) for weight in counts / counts.sum()]
 
 
 def _files(run: Run, networks: Sequence[Network], weights: Sequence[float]) -> dict[str, bytes]:

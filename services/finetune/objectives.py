@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from services.finetune.data import Dataset, Rows
 from services.finetune.problem import Answers, Problem
@@ -81,14 +81,14 @@ class Supervised(Objective):
         output = network(batch.vectors, batch.mask).float()
         count = torch.tensor(float(len(batch)), device=output.device)
         if self.loss == "mse":
-            return F.mse_loss(output[:, 0], batch.answers, reduction="sum") / 2, count
+            return functional.mse_loss(output[:, 0], batch.answers, reduction="sum") / 2, count
         if self.loss == "cross_entropy":
-            total = F.cross_entropy(output, batch.answers, self.weights, reduction="sum")
+            total = functional.cross_entropy(output, batch.answers, self.weights, reduction="sum")
             return total, count if self.weights is None else self.weights[batch.answers].sum()
         applies = batch.answers
         if applies.ndim == 1:
-            applies = F.one_hot(applies, output.shape[1]).float()
-        total = F.binary_cross_entropy_with_logits(output, applies, pos_weight=self.weights, reduction="sum")
+            applies = functional.one_hot(applies, output.shape[1]).float()
+        total = functional.binary_cross_entropy_with_logits(output, applies, pos_weight=self.weights, reduction="sum")
         return total / output.shape[1], count
 
 

@@ -11,7 +11,7 @@ from services.finetune.splits import quantile_strata
 from shared.errors import JobError
 from shared.ml.trained import Task
 
-#: Single labels: int64 [n], places in the list of classes. Several: float64 [n, classes] of 0 and 1. Numbers: float64 [n].
+#: Single labels: int64 [n], places among the classes. Several: float64 [n, classes] of 0 and 1. Numbers: float64 [n].
 Answers = NDArray[Any]
 
 #: A probability of 0 would make the loss infinite, however right the rest is.
@@ -50,7 +50,8 @@ class Problem:
 
     def counts(self, rows: Rows) -> NDArray[np.int64]:
         """How many of these items each class has."""
-        return self.strata[rows].sum(axis=0)
+        counts: NDArray[np.int64] = self.strata[rows].sum(axis=0)
+        return counts
 
     def learnable(self, rows: Rows) -> Rows:
         """Those of these items whose classes the model knows: with the others it cannot be trained or compared."""
@@ -63,7 +64,7 @@ class Problem:
         return self.counts(train)[: self.known] / len(train)
 
     def with_known_first(self, train: Rows) -> "Problem":
-        """The classes that have training items first. Raises JobError (`one_class`) if there is nothing to tell apart."""
+        """The classes that have training items first. Raises JobError (`one_class`) if these are all the same."""
         if self.task is Task.REGRESSION:
             return self
         counts = self.counts(train)

@@ -37,14 +37,14 @@ def robustness(
     for modality in model.dimensions:
         rows, present = data.vectors[modality], data.present[modality]
         spread = rows[present].std(axis=0) if present.any() else np.zeros(rows.shape[1], np.float32)
-        noise = rng.standard_normal(rows.shape, np.float32) * spread
+        noise: Vectors = rng.standard_normal(rows.shape, np.float32) * spread
         turn = rng.permutation(len(data)) / len(data)
 
         def disturbed(rows: Vectors, present: Mask, modality: Modality = modality) -> float:
             check()
             return score(model.outputs({**data.vectors, modality: rows}, {**data.present, modality: present}))
 
-        noisy = [disturbed(rows + level * noise, present) for level in NOISE]
+        noisy = [disturbed(rows + np.float32(level) * noise, present) for level in NOISE]
         missing = [disturbed(rows, present & (turn >= share)) for share in MISSING]
         found["noise"][modality.value] = _curve(NOISE, noisy)
         found["missing"][modality.value] = _curve(MISSING, missing)

@@ -1,5 +1,6 @@
-"""A search for better settings: tree-structured Parzen estimators, weak trials cut short, validation items the judge."""
+"""A search for better settings: the judge are validation items, and weak trials are cut short."""
 
+import contextlib
 import json
 import math
 import time
@@ -93,10 +94,8 @@ class SettingsSearch:
                 raise optuna.TrialPruned
 
         loss: float | None = None
-        try:
+        with contextlib.suppress(optuna.TrialPruned):
             loss = self._bench.try_out(candidate, on_epoch)
-        except optuna.TrialPruned:
-            pass
         found = loss if loss is not None and math.isfinite(loss) else None
         return Tried(trial.number, trial.params["candidate"], candidate.settings.as_json(), losses, found)
 

@@ -71,8 +71,9 @@ class Trainer:
     def run(self, train: Batch, validation: Batch, on_epoch: OnEpoch | None = None) -> Fit:
         """Trains to the end. Raises what `progress.check` and `on_epoch` raise."""
         self._restore()
-        for entry in self._history if on_epoch is not None else ():
-            on_epoch(int(entry["epoch"]), entry["validation_loss"])
+        if on_epoch is not None:
+            for entry in self._history:
+                on_epoch(int(entry["epoch"]), entry["validation_loss"])
         saved = time.monotonic()
         while not self._is_finished():
             begun = time.monotonic()

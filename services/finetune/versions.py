@@ -10,4 +10,8 @@ _PACKAGES = ("torch", "numpy", "scikit-learn", "optuna")
 
 def versions() -> dict[str, str]:
     """Of Trivium, Python and the libraries that compute."""
-    return {"trivium": trivium_version(), "python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {
+        "trivium": trivium_version(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }

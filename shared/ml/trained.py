@@ -1,6 +1,6 @@
 """Models that fine_tune jobs made: one or several small networks, whose predictions are averaged, and their files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Self
@@ -24,6 +24,9 @@ Masks = Mapping[Modality, NDArray[np.bool_]]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _ROWS_AT_ONCE = 4096
+
+#: From vectors and masks as tensors to one of them.
+_Compute = Callable[[Mapping[Modality, Tensor], Mapping[Modality, Tensor]], Tensor]
 
 
 class Task(StrEnum):
@@ -171,7 +174,7 @@ class TrainedModel:
             return (raw[:, 0] * config.std + config.mean).numpy()
         return activated(raw, config.task, one_vs_rest=config.one_vs_rest).numpy()
 
-    def _batched(self, compute: "Compute", vectors: Vectors, mask: Masks) -> Tensor:
+    def _batched(self, compute: _Compute, vectors: Vectors, mask: Masks) -> Tensor:
         count = len(next(iter(mask.values())))
         device = next(self._networks[0].parameters()).device
         parts = []

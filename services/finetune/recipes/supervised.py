@@ -1,6 +1,6 @@
 """What the recipes for classes and for numbers have in common: from a feature set to a model, and what it is worth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from services.finetune.checks import Finding, check_alone, check_items, check_pa
 from services.finetune.data import Dataset
 from services.finetune.folds import cross_validate
 from services.finetune.leaks import check_leaks
+from services.finetune.library import described
 from services.finetune.modelling import Outside, Run, Trained, train_model
 from services.finetune.outcome import Outcome, as_json
 from services.finetune.problem import Problem
@@ -110,21 +111,7 @@ def _facts(run: Run, fused: Trained, findings: list[Finding]) -> dict[str, Any]:
         "items": {part: len(rows) for part, rows in run.parts.named().items()},
         "dimensions": {m.value: d for m, d in run.data.dimensions.items()},
         "checks": [finding.as_json() for finding in findings],
-        "candidates": [
-            {
-                "name": network.candidate.name,
-                "fusion": network.config.fusion.value,
-                "parameters": network.config.parameters,
-                "settings": network.candidate.settings.as_json(),
-                "seed": network.candidate.seed,
-                "validation_loss": network.fit.loss,
-                "best_epoch": network.fit.epoch,
-                "epochs": len(network.fit.history),
-                "seconds": network.fit.seconds,
-                "weight": weight,
-            }
-            for network, weight in networks
-        ],
+        "candidates": [described(network, weight) for network, weight in networks],
         "trials": fused.trials,
     }
 
