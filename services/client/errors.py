@@ -24,6 +24,12 @@ class ConnectionFailed(ClientError):
     code = "connection_failed"
 
 
+class DamagedDownload(ClientError):
+    """What arrived is not what is stored, and trying again did not help."""
+
+    code = "damaged_download"
+
+
 class WaitTimeout(ClientError):
     """The job had not ended when the caller's time was over; it goes on."""
 
