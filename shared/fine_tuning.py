@@ -56,25 +56,31 @@ class FusionChoice(Strict):
 
 
 class Training(Strict):
-    """How a model is trained. What is not given is the preset's choice."""
+    """How a model is trained. What is null is the preset's choice, and may differ between the models that it tries."""
 
-    epochs: int = Field(100, ge=1, le=10_000, description="at most; early stopping ends sooner")
-    batch_size: int = Field(64, ge=1, le=65_536)
+    epochs: int | None = Field(None, ge=1, le=10_000, description="at most; early stopping ends sooner")
+    batch_size: int | None = Field(None, ge=1, le=65_536)
     optimizer: Optimizer = Optimizer.ADAMW
-    learning_rate: float = Field(1e-3, gt=0, le=10)
-    weight_decay: float = Field(1e-2, ge=0, le=10)
+    learning_rate: float | None = Field(None, gt=0, le=10)
+    weight_decay: float | None = Field(None, ge=0, le=10)
     schedule: Schedule = Schedule.COSINE
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises")
-    patience: int = Field(10, ge=1, le=10_000, description="epochs without a better validation score before the end")
-    hidden: int = Field(128, ge=0, le=8192, description="width of each modality's embedding; 0: none")
-    head: int = Field(0, ge=0, le=8192, description="width of the head's hidden layer; 0: linear")
-    dropout: float = Field(0.2, ge=0, lt=1)
-    modality_dropout: float = Field(0.1, ge=0, lt=1, description="chance that an item loses a modality in training")
+    patience: int | None = Field(
+        None, ge=1, le=10_000, description="epochs without a better validation loss before the end"
+    )
+    hidden: int | None = Field(None, ge=0, le=8192, description="width of each modality's embedding; 0: none")
+    head: int | None = Field(None, ge=0, le=8192, description="width of the head's hidden layer; 0: linear")
+    dropout: float | None = Field(None, ge=0, lt=1)
+    modality_dropout: float | None = Field(
+        None, ge=0, lt=1, description="chance that an item loses a modality in training"
+    )
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     loss: Literal["auto", "cross_entropy", "bce", "mse"] = Field(
         "auto", description="`mse` of a regressor is Σ(y−ŷ)²/2N, so that its gradient is the mean error"
     )
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto`: bf16 on a GPU that has it, fp32 on the CPU"
+    )
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     seed: int = Field(0, ge=0, lt=2**32)
 
