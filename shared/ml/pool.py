@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
-from shared.ml.extraction import Decoder, Extraction
+from shared.ml.decoding import Decoder
+from shared.ml.encode_lane import EncodeLane
+from shared.ml.extraction import Extraction
 from shared.ml.models import ModelCache
 from shared.queues import Modality, Stage
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.processes import torch_threads
 
 
@@ -38,6 +40,7 @@ class ExtractionPool:
         self._decoder = decoder
         extraction = Extraction(context, modality, decoder, self._models)
         self.handlers: Mapping[Stage, Handler] = {Stage(modality.value): extraction, **(extra or {})}
+        self.lane: LaneHandler | None = EncodeLane(context, modality, decoder, self._models)
 
     def loaded_models(self) -> list[str]:
         """Ids of the encoders in memory."""

@@ -46,6 +46,7 @@ class Blocking:
 
     def __init__(self) -> None:
         self.handlers: Mapping[Stage, Handler] = {Stage.TEXT: self}
+        self.lane = None
         self.running, self.go = threading.Event(), threading.Event()
 
     def load(self, lease: Lease, control: Control) -> None:
