@@ -76,6 +76,12 @@ class UnavailableError(TriviumError):
     code, status, type = "unavailable", 503, "server_error"
 
 
+class DeadlineError(TriviumError):
+    """Someone waited for an answer, and it did not come in time."""
+
+    code, status, type = "deadline_exceeded", 504, "server_error"
+
+
 class StorageFullError(TriviumError):
     """Too little disk is left to accept more."""
 

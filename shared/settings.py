@@ -46,6 +46,8 @@ class Limits(BaseSettings):
     waiting_seconds: float = Field(86_400.0, description="age of a tenant's oldest job that no worker has begun")
     job_seconds: int = Field(0, description="a job's time until it has ended, if it asks for none or more; 0: no limit")
     npz_bytes: int = Field(1024**3, description="results as npz")
+    lane_bytes: int = Field(1024**2, description="what an interactive request holds of one modality")
+    lane_requests: int = Field(64, description="interactive requests that wait for one model")
 
 
 class Fetching(BaseSettings):

@@ -8,7 +8,7 @@ from services.dispatcher.steps.context import SweepContext
 from services.dispatcher.sweep import Sweep
 from shared.broker import send_hints
 from shared.queues import Queue, Stage
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.run import run_worker
 
 #: Jobs planned at the same time: a large manifest, and small ones past it.
@@ -20,6 +20,7 @@ class DispatcherPool:
 
     def __init__(self, context: WorkerContext, sweep: Sweep):
         self.handlers: Mapping[Stage, Handler] = {Stage.PLAN: PlanJob(context)}
+        self.lane: LaneHandler | None = None
         self._sweep = sweep
 
     def loaded_models(self) -> list[str]:

@@ -17,7 +17,7 @@ from shared.jobs.records import Finished, Lease, NewModel, StoredObject
 from shared.ml.feature_parts import find_parts, read_part
 from shared.queues import Modality, Stage
 from shared.storage import keys
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control
 from shared.worker.processes import torch_threads
 from shared.worker.progress import JobProgress
@@ -120,6 +120,7 @@ class FineTunePool:
 
         configure_threads(threads)
         self.handlers: Mapping[Stage, Handler] = {Stage.FINE_TUNE: FineTune(context)}
+        self.lane: LaneHandler | None = None
 
     def loaded_models(self) -> list[str]:
         """None: each shard makes its own."""

@@ -14,7 +14,8 @@ from services.gateway.errors import add_error_handlers
 from services.gateway.metrics import Metrics
 from services.gateway.middleware import BodyLimitMiddleware, RateLimitMiddleware, RequestMiddleware
 from services.gateway.openapi import TAGS
-from services.gateway.routes import files, health, jobs, keys, models, results, workers
+from services.gateway.routes import files, health, jobs, keys, models, predictions, results, workers
+from shared.lanes.client import LaneClient
 from shared.version import trivium_version
 
 #: Requests and uploads that are worked on at the same time.
@@ -45,13 +46,14 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics(services.sessions)
     app.state.upload_limiter = anyio.CapacityLimiter(UPLOADS)
-    app.state.buckets = Buckets(services.settings.redis_url.get_secret_value())
-    limits = services.settings.limits
+    redis_url, limits = services.settings.redis_url.get_secret_value(), services.settings.limits
+    app.state.buckets = Buckets(redis_url)
+    app.state.lanes = LaneClient(redis_url, limits.lane_requests, app.state.metrics.observe_lane)
     add_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, limit=limits.json_bytes, uploads=files.UPLOAD_PATH)
     app.add_middleware(RateLimitMiddleware, buckets=app.state.buckets, limits=limits)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
-    for routes in (files, jobs, results, models, workers, keys, health):
+    for routes in (files, jobs, results, predictions, models, workers, keys, health):
         app.include_router(routes.router)
     return app
 
@@ -61,3 +63,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
     await app.state.buckets.close()
+    await app.state.lanes.close()

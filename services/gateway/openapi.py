@@ -10,6 +10,7 @@ TAGS = [
     {"name": "files", "description": "Uploaded bytes: manifests, pictures, sounds. Stored once per content."},
     {"name": "jobs", "description": "Requests and how far they are."},
     {"name": "results", "description": "What jobs leave behind: events, features, errors of items."},
+    {"name": "predictions", "description": "What a model says of a few items, while the caller waits."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
@@ -33,6 +34,7 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
     503: ("Postgres or S3 is away", "server_error", "unavailable", "A server that this one needs cannot be …"),
+    504: ("No answer in time", "server_error", "deadline_exceeded", "'model-…' did not answer in time: …"),
     507: ("Too little disk is left", "server_error", "storage_full", "Too little disk is left here to take more."),
 }
 

@@ -14,7 +14,7 @@ from shared.worker.context import WorkerContext
 class TextDecoder:
     """Cleans texts where it is called: unlike media, text is decoded by nothing that could crash or hang."""
 
-    def submit(self, data: bytes, options: dict[str, Any]) -> "Future[str]":
+    def submit(self, data: bytes, options: dict[str, Any], *, urgent: bool = False) -> "Future[str]":  # noqa: ARG002
         """A future that is done already."""
         future: Future[str] = Future()
         try:

@@ -26,10 +26,12 @@ def with_models(session: Session, tenant: str, catalog: Catalog, encoders: Encod
     Raises NotFoundError (`model_not_found`), InvalidRequestError (`unsuitable_model`).
     """
     named = {m: id for m, id in encoders.chosen().items() if id not in catalog and id.startswith(MODEL)}
-    return Catalog([*catalog.values(), *(_find(session, tenant, m, id) for m, id in named.items())])
+    return Catalog([*catalog.values(), *(fitted_encoder(session, tenant, m, id) for m, id in named.items())])
 
 
-def _find(session: Session, tenant: str, modality: Modality, id: str) -> FittedEncoder:
+def fitted_encoder(session: Session, tenant: str, modality: Modality, id: str) -> FittedEncoder:
+    """The tenant's model of this id. Raises NotFoundError (`model_not_found`), InvalidRequestError
+    (`unsuitable_model`)."""
     param = f"encoders.{modality}"
     model = registry.find_model(session, tenant, id, param=param)
     if model.kind != "fitted_encoder" or model.modality != modality:

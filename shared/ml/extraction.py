@@ -6,25 +6,23 @@ The same for text, image and audio; the pools differ in how they decode.
 import hashlib
 import json
 import re
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from shared.catalog import FittedEncoder
-from shared.errors import ItemError, JobError, NotFoundError, TriviumError
+from shared.errors import ItemError, NotFoundError
 from shared.jobs import cache, engine
 from shared.jobs.encoders import encoder_of
 from shared.jobs.records import CachedVectors, Finished, ItemFailure, Lease
+from shared.ml.decoding import Decoder, decode_ahead, decode_limits
 from shared.ml.encoders.base import Encoder, Vectors
 from shared.ml.encoders.batching import encode_all
-from shared.ml.models import ModelCache
+from shared.ml.models import ModelCache, load_on_worker
 from shared.queues import Modality
 from shared.schemas import MediaLocation, PlannedItem
 from shared.storage import keys
@@ -39,17 +37,6 @@ FETCH_BYTES, UNKNOWN_BYTES = 64 * 1024**2, 8 * 1024**2
 
 #: Decoded media of one shard that may wait for the model.
 PREPARED_BYTES = 512 * 1024**2
-
-#: Items under way in the decode processes at once.
-DECODING = 8
-
-
-class Decoder(Protocol):
-    """Turns the bytes of one item into what the encoder's `preprocess` takes."""
-
-    def submit(self, data: bytes, options: dict[str, Any]) -> "Future[Any]":
-        """A future of the decoded item, or of its ItemError."""
-        ...
 
 
 @dataclass
@@ -151,7 +138,7 @@ class Extraction:
         batch = Batch(
             encoder=encoder,
             fingerprint=_feature_fingerprint(encoder, options),
-            decode_options={**encoder.decode_options, **options, **self._limits()},
+            decode_options={**encoder.decode_options, **options, **decode_limits(self._context.settings.limits)},
             items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
         )
         for item in batch.items.values():
@@ -159,25 +146,9 @@ class Extraction:
         return batch
 
     def _encoder(self, lease: Lease, control: Control) -> Encoder:
-        from shared.ml.encoders.loading import load_encoder
-
         spec = encoder_of(lease.schema, self._modality, self._context.catalog)
-        worker = self._context.settings.worker
-
-        def load() -> Encoder:
-            if not isinstance(spec, FittedEncoder):
-                return load_encoder(spec, device=worker.device, precision=worker.precision)
-            with tempfile.TemporaryDirectory() as folder:
-                download_model(self._context, spec, Path(folder), control)
-                return load_encoder(spec, device=worker.device, precision=worker.precision, model_path=Path(folder))
-
-        try:
-            return self._models.get(spec.model if isinstance(spec, FittedEncoder) else spec.id, load)
-        except TriviumError:
-            raise
-        except Exception as error:
-            message = f"The encoder {spec.id!r} cannot be loaded: {error}"
-            raise JobError(message, code="encoder_unavailable") from error
+        key = spec.model if isinstance(spec, FittedEncoder) else spec.id
+        return self._models.get(key, lambda: load_on_worker(self._context, spec, control))
 
     def _ask_cache(self, lease: Lease, batch: Batch, contents: Iterable[str], control: Control) -> None:
         known = [content for content in contents if _is_hash(content)]
@@ -207,27 +178,15 @@ class Extraction:
     def _decode(self, lease: Lease, batch: Batch, contents: list[str], control: Control) -> int:
         """Fetches, decodes and preprocesses contents; what fails goes to `errors`. Returns the bytes now prepared."""
         held = 0
-        running: deque[tuple[str, Future[Any]]] = deque()
-        for content, data in self._new_bytes(lease, batch, contents, control).items():
-            if isinstance(data, ItemError):
-                batch.errors[content] = data
-                continue
-            running.append((content, self._decoder.submit(data, batch.decode_options)))
-            if len(running) >= DECODING:
-                held += self._preprocess(batch, *running.popleft(), control)
-        for content, future in running:
-            held += self._preprocess(batch, content, future, control)
+        found = self._new_bytes(lease, batch, contents, control)
+        for content, prepared in decode_ahead(self._decoder, found, batch.encoder, batch.decode_options):
+            control.check()
+            if isinstance(prepared, ItemError):
+                batch.errors[content] = prepared
+            else:
+                batch.prepared[content], size = prepared
+                held += size
         return held
-
-    def _preprocess(self, batch: Batch, content: str, future: "Future[Any]", control: Control) -> int:
-        control.check()
-        try:
-            decoded = future.result()
-            batch.prepared[content] = preprocess_item(batch.encoder, decoded)
-        except ItemError as error:
-            batch.errors[content] = error
-            return 0
-        return int(getattr(decoded, "nbytes", len(decoded)))
 
     def _new_bytes(
         self, lease: Lease, batch: Batch, contents: list[str], control: Control
@@ -256,19 +215,10 @@ class Extraction:
             found.update({content: fetched[i] for i, content in enumerate(values) if i in places})
         return found
 
-    def _limits(self) -> dict[str, Any]:
-        limits = self._context.settings.limits
-        return {
-            "max_pixels": limits.image_pixels,
-            "max_seconds": limits.audio_seconds,
-            "max_bytes": limits.text_bytes,
-        }
-
     def _encode(self, batch: Batch, control: Control) -> None:
         contents = list(batch.prepared)
-        vectors, errors = encode_all(
-            batch.encoder, [batch.prepared[c] for c in contents], on_batch=lambda _: control.check()
-        )
+        inputs = [batch.prepared[c] for c in contents]
+        vectors, errors = encode_all(batch.encoder, inputs, before_batch=control.breathe)
         for position, content in enumerate(contents):
             if position in errors:
                 batch.errors[content] = errors[position]
@@ -317,17 +267,6 @@ def _is_hash(content: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", content) is not None
 
 
-def preprocess_item(encoder: Encoder, decoded: Any) -> Any:
-    """The model's input. Raises ItemError whatever goes wrong: libraries' processors refuse odd items in many ways."""
-    try:
-        return encoder.preprocess(decoded)
-    except ItemError:
-        raise
-    except Exception as error:
-        message = f"The encoder cannot take this item: {type(error).__name__}: {error}"
-        raise ItemError(message[:500], code="unsuitable_media") from error
-
-
 def _next_chunk(batch: Batch, modality: Modality) -> list[str]:
     """Takes the next contents off `waiting`: as many as may be fetched at once."""
     chunk: list[str] = []
@@ -343,10 +282,3 @@ def _next_chunk(batch: Batch, modality: Modality) -> list[str]:
 def _feature_fingerprint(encoder: Encoder, options: dict[str, Any]) -> str:
     """What the vectors depend on besides the content."""
     return hashlib.sha256(f"{encoder.fingerprint}{json.dumps(options, sort_keys=True)}".encode()).hexdigest()
-
-
-def download_model(context: WorkerContext, model: FittedEncoder, folder: Path, control: Control) -> None:
-    """Writes the files of a model into `folder`, checked."""
-    for name, file in model.files.items():
-        data = control.patiently(partial(read_verified, context.store, file.key, file.sha256))
-        (folder / Path(name).name).write_bytes(data)

@@ -4,12 +4,14 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
-from shared.ml.extraction import Decoder, Extraction
+from shared.ml.decoding import Decoder
+from shared.ml.encode_lane import EncodeLane
+from shared.ml.extraction import Extraction
 from shared.ml.fitting import Fit
 from shared.ml.models import ModelCache
 from shared.ml.train_on_labels import TrainOnLabels
 from shared.queues import Modality, Stage
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.processes import torch_threads
 
 
@@ -42,6 +44,7 @@ class ExtractionPool:
         extraction = Extraction(context, modality, decoder, self._models)
         fit = Fit(context, modality, TrainOnLabels(context, modality, extraction), fits or {})
         self.handlers: Mapping[Stage, Handler] = {Stage(modality.value): extraction, Stage.FIT: fit}
+        self.lane: LaneHandler | None = EncodeLane(context, modality, decoder, self._models)
 
     def loaded_models(self) -> list[str]:
         """Ids of the encoders in memory."""

@@ -5,10 +5,10 @@ import binascii
 import re
 from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from shared.errors import ItemError
-from shared.planning.uploads import MediaPacker
 from shared.schemas import MediaLocation
 from shared.settings import Fetching
 from shared.storage.urls import is_url, parse_url
@@ -28,11 +28,19 @@ def is_data_uri(reference: str) -> bool:
     return reference[:5].lower() == "data:"
 
 
+class Packer(Protocol):
+    """Takes media that came inside a manifest to where workers find them."""
+
+    def add(self, data: bytes, ref: str) -> MediaLocation:
+        """Where the bytes will be."""
+        ...
+
+
 class MediaResolver:
     """Locates the media of a batch of items, each file or member asked for once."""
 
     def __init__(
-        self, packer: MediaPacker, media_bytes: int, fetching: Fetching, resolve_files: Finder, find_members: Finder
+        self, packer: Packer, media_bytes: int, fetching: Fetching, resolve_files: Finder, find_members: Finder
     ):
         self._packer, self._media_bytes, self._fetching = packer, media_bytes, fetching
         self._resolve_files, self._find_members = resolve_files, find_members
@@ -71,12 +79,17 @@ class MediaResolver:
         self._check_size(len(data))
         if len(data) > INLINE_BYTES:
             return self._packer.add(data, ref)
-        encoded = base64.b64encode(data).decode()
-        return MediaLocation(data=encoded, size=len(data), sha256=sha256(data).hexdigest(), ref=ref)
+        return enclose(data, ref)
 
     def _check_size(self, size: int) -> None:
         if size > self._media_bytes:
             raise too_large(size, self._media_bytes)
+
+
+def enclose(data: bytes, ref: str) -> MediaLocation:
+    """A location that holds the bytes themselves."""
+    encoded = base64.b64encode(data).decode()
+    return MediaLocation(data=encoded, size=len(data), sha256=sha256(data).hexdigest(), ref=ref)
 
 
 def decode_data_uri(uri: str, limit: int) -> bytes:

@@ -24,12 +24,14 @@ class DrainedError(TriviumError):
 
 
 class Control:
-    """One shard's stop signals. Set from other threads, checked between batches."""
+    """One shard's stop signals, set from other threads and checked between batches; and what goes between these."""
 
     def __init__(self, shard_id: int):
         self.shard_id = shard_id
         self._stop: type[TriviumError] | None = None
         self._wake = threading.Event()
+        #: What goes between two batches of the model; says whether somebody waits for more of it. Set by the loop.
+        self.between: Callable[[], bool] = lambda: False
 
     def stop(self, reason: type[TriviumError]) -> None:
         """Makes the next `check()` raise `reason`; the first reason given stays."""
@@ -52,6 +54,14 @@ class Control:
         """Raises what was asked for: ShardCancelledError, LeaseLostError or DrainedError."""
         if self._stop is not None:
             raise self._stop(f"Shard {self.shard_id} is to stop.")
+
+    def breathe(self) -> bool:
+        """Between two batches, on the model thread: checks, then lets interactive requests go first.
+
+        True while somebody waits for answers: the next batch should be short.
+        """
+        self.check()
+        return self.between()
 
     def patiently(self, action: Callable[[], T]) -> T:
         """Runs `action` until it succeeds, waiting out outages of Postgres and S3: they are nobody's fault."""

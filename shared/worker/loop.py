@@ -3,7 +3,8 @@
     claim + prepare  →  run (the model thread)  →  store + finish
 
 One shard runs, or as many as the loop has runners, and one is prepared behind it. Postgres is asked for work when a
-hint arrives and at least every two seconds, so that everything goes on with Redis switched off.
+hint arrives and at least every two seconds, so that everything goes on with Redis switched off. Interactive requests
+have the model thread to themselves when no shard runs, and go between two batches of one that does.
 """
 
 import math
@@ -25,6 +26,8 @@ from shared.observability import get_logger
 from shared.queues import Queue, Stage
 from shared.worker.context import Pool, WorkerContext
 from shared.worker.control import Control, DrainedError, is_away
+from shared.worker.intake import Intake
+from shared.worker.interactive import Interactive
 from shared.worker.leases import HeldLeases
 
 log = get_logger(__name__)
@@ -40,6 +43,9 @@ _NEXT: dict[Stage, tuple[Queue, ...]] = {
 
 #: Of several runners one is kept for shards that cost no more: a manifest of 32 MiB is planned in a few seconds.
 SMALL_COST = 33.0
+
+#: A worker that leaves gets this long to answer the interactive requests in its hands.
+LAST_ANSWERS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,17 +70,23 @@ class ShardLoop:
         self._slots = threading.BoundedSemaphore(self._slots_total)
         self._preparing: Control | None = None
         self._begun: set[int] = set()
-        self._prepared: queue.Queue[_Work | None] = queue.Queue()
+        self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue()  # of the model thread
         self._outputs: queue.Queue[_Work | None] = queue.Queue(maxsize=2)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (("claim", self._claim), *[("model", self._model)] * runners, ("store", self._store))
         ]
+        self._interactive = Interactive(wake=lambda: self._tasks.put(self._interactive.run_waiting))
+        self._intake: Intake | None = None
+        if pool.lane is not None:
+            self._intake = Intake(context.settings.redis_url.get_secret_value(), pool.lane, self._interactive)
 
     def start(self) -> None:
         """Starts the threads."""
         for thread in self._threads:
             thread.start()
+        if self._intake is not None:
+            self._intake.start()
 
     def hint(self) -> None:
         """Something may be ready: look now."""
@@ -85,6 +97,8 @@ class ShardLoop:
         self._stopping.set()
         self._hint.set()
         self._held.leave()
+        if self._intake is not None:
+            self._intake.stop()
         if self._preparing is not None:
             self._preparing.drain()
 
@@ -112,7 +126,7 @@ class ShardLoop:
             else:
                 self._take(lease)
         for _ in range(self._runners):
-            self._prepared.put(None)
+            self._tasks.put(None)
 
     def _take(self, lease: Lease) -> None:
         """Begins on a shard, at once or, if it once killed a worker, when it can run alone; held from here on."""
@@ -147,7 +161,7 @@ class ShardLoop:
         def prepare() -> None:
             handler.load(lease, control)
             control.patiently(lambda: self._start(lease))
-            self._prepared.put(_Work(lease, control, handler.prepare(lease, control)))
+            self._tasks.put(partial(self._run, _Work(lease, control, handler.prepare(lease, control))))
 
         if not self._step(lease, control, prepare):
             self._free_slots(lease)
@@ -180,10 +194,10 @@ class ShardLoop:
             engine.start(session, lease)
 
     def _model(self) -> None:
-        while (work := self._prepared.get()) is not None:
-            self._run(work)
-            self._free_slots(work.lease)
-            self._held.refresh()
+        while (task := self._tasks.get()) is not None:
+            task()
+        if self._intake is not None:
+            self._intake.finish(LAST_ANSWERS_SECONDS)
         self._outputs.put(None)
 
     def _run(self, work: _Work) -> None:
@@ -192,11 +206,17 @@ class ShardLoop:
         self._begun.add(lease.shard_id)
         if self._stopping.is_set():
             control.drain()  # prepared, but not begun: another worker can have it
+        if not lease.isolated:  # should it end this process, nothing else must have been running
+            control.between = self._interactive.between_batches
 
         def run() -> None:
             self._outputs.put(_Work(lease, control, handler.run(lease, work.value, control)))
 
+        self._interactive.begin_shard()
         self._step(lease, control, run)
+        self._interactive.end_shard()
+        self._free_slots(lease)
+        self._held.refresh()
 
     def _store(self) -> None:
         for work in self._put_out():

@@ -27,6 +27,7 @@ class Blocking:
 
     def __init__(self, cost: float = 0.0) -> None:
         self.handlers: Mapping[Stage, Handler] = {Stage.TEXT: self}
+        self.lane = None
         self.running, self.go = threading.Event(), threading.Event()
         self.cost = cost
 
