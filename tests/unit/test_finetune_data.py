@@ -26,8 +26,10 @@ def item(index: int, **fields: object) -> PlannedItem:
 
 
 def test_parts_become_one_dataset() -> None:
-    """Rows of all parts in order; a null vector is zeros that are not present; a modality without a column is nowhere."""
-    first = part([item(0, label=["a", "b"], split="test"), item(1, target=2.5)], np.array([[1, 2], [3, 4]]), [True, False])
+    """Rows in order; a null vector is zeros that are not present; a modality without a column is nowhere."""
+    first = part(
+        [item(0, label=["a", "b"], split="test"), item(1, target=2.5)], np.array([[1, 2], [3, 4]]), [True, False]
+    )
     second = part([item(2, target="five"), item(3, target=7)], np.array([[5, 6], [7, 8]]), [True, True])
     data = read_parts([first, second], {Modality.IMAGE: 3, Modality.TEXT: 2})
     assert data.ids == ["i0", "i1", "i2", "i3"]
