@@ -26,7 +26,7 @@ def item(index: int, **fields: object) -> PlannedItem:
 
 
 def test_parts_become_one_dataset() -> None:
-    """Rows of all parts in order; null vectors are zeros that are not present; modalities without a column are out."""
+    """Rows in order; a null vector is zeros that are not present; a modality without a column is nowhere."""
     first = part(
         [item(0, label=["a", "b"], split="test"), item(1, target=2.5)], np.array([[1, 2], [3, 4]]), [True, False]
     )

@@ -37,7 +37,8 @@ def test_scores_of_single_labels_by_hand() -> None:
     assert found["f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     assert found["f1_micro"] == found["precision_micro"] == pytest.approx(3 / 5)
     assert c["auroc"] == 1  # 0.4 is above all others
-    assert b["auroc"] == 1 and a["auroc"] == 1
+    assert b["auroc"] == 1
+    assert a["auroc"] == 1
     # Confidence 0.8 (right), 0.6 (wrong), 0.7 (right), 0.8 (right), 0.5 (wrong); the two of 0.8 share a bin.
     assert found["calibration_error"] == pytest.approx((abs(2 * 0.8 - 2) + 0.6 + 0.3 + 0.5) / 5)
 

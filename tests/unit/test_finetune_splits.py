@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -46,11 +46,8 @@ def test_labels_of_several_are_divided_in_proportion() -> None:
 def test_given_splits_are_kept(given_splits: list[str | None], seed: int) -> None:
     """Every item is in one part; a part that was given stays as it is, and what trains may only be drawn for others."""
     strata = one_hot(np.arange(len(given_splits)) % 2)
-    try:
-        parts = divide(given_splits, strata, Splitting(), rng(seed))
-    except JobError as error:
-        assert error.error_code == "too_few_items"
-        return
+    assume(given_splits.count("train") + given_splits.count(None) >= 6)
+    parts = divide(given_splits, strata, Splitting(), rng(seed))
     together = np.concatenate([parts.train, parts.validation, parts.test])
     assert sorted(together) == list(range(len(given_splits)))
     for name, rows in parts.named().items():

@@ -1,6 +1,7 @@
 """Training one network: losses, schedules, early stopping, and that a stopped run goes on as if it had not been."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_the_rate_rises_then_falls(schedule: Schedule) -> None:
     if schedule is Schedule.CONSTANT:
         assert set(factors[10:]) == {1}
     else:
-        assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+        assert all(a > b for a, b in pairwise(factors[10:]))
         assert factors[-1] < 0.02
         assert rate_factor(55, 100, settings) == pytest.approx(0.5)
 
@@ -181,9 +182,14 @@ def test_seeds_and_settings_of_torch_stay_as_they_were() -> None:
     expected = torch.rand(1)
     torch.manual_seed(5)
     threads = torch.get_num_threads()
-    with pytest.raises(Stopped), repeatable(CPU, 0):
-        assert torch.are_deterministic_algorithms_enabled()
-        bench(Outside(30)).fit(Candidate("concat", FusionMethod.CONCAT, SETTINGS))
+
+    def stopped() -> None:
+        with repeatable(CPU, 0):
+            assert torch.are_deterministic_algorithms_enabled()
+            bench(Outside(30)).fit(Candidate("concat", FusionMethod.CONCAT, SETTINGS))
+
+    with pytest.raises(Stopped):
+        stopped()
     assert torch.equal(torch.rand(1), expected)
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == threads
