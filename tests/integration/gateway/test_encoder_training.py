@@ -23,13 +23,16 @@ from services.text.tasks import make_pool as make_text_pool
 from shared.broker import make_broker
 from shared.catalog import Catalog, load_catalog
 from shared.db import Sessions
+from shared.jobs import engine
+from shared.ml import tuning
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.oracle import missing_objects, unended, unnamed_objects, wrong_counters
-from shared.testing.pools import Handlers, work_off
+from shared.testing.pools import Handlers, claim, work_off
 from shared.testing.tiny import sounds, tiny_bert, tiny_cnn, word_order
 from shared.worker.context import WorkerContext
+from shared.worker.control import Control, DrainedError
 
 QUICK = {"preset": "fast", "training": {"epochs": 20}}
 TEXT_ONLY = {"text": "tiny-bert", "image": None, "audio": None}
@@ -105,12 +108,17 @@ def model_of(client: httpx.Client, job: dict[str, Any], kind: str) -> dict[str, 
     return next(model for model in models if model["kind"] == kind)
 
 
-def check_nothing_is_lost(services: Services) -> None:
-    """What must hold after every run, and after the sweep has removed what training left to resume from."""
+def sweep(services: Services) -> None:
+    """Removes what no row names, however young."""
     sweeping = SweepContext(services.settings, services.sessions, services.store, services.hint)
     search, later = OrphanSearch(), datetime.now(UTC) + timedelta(days=1)
     for _ in range(4):
         search(sweeping, later)
+
+
+def check_nothing_is_lost(services: Services) -> None:
+    """What must hold after every run, once the sweep has removed what training left to resume from."""
+    sweep(services)
     findings = (
         *wrong_counters(services.sessions),
         *unended(services.sessions),
@@ -153,6 +161,47 @@ def test_an_encoder_is_tuned_with_the_head_and_used_from_then_on(
 
     refused = client.delete(f"/v1/models/{encoder['id']}")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_in_use")
+    check_nothing_is_lost(services)
+
+
+class Impatient(Control):
+    """Has to leave after so many looks."""
+
+    def __init__(self, shard_id: int, looks: int):
+        super().__init__(shard_id)
+        self._looks = looks
+
+    def check(self) -> None:
+        """See Control."""
+        self._looks -= 1
+        if self._looks < 0:
+            self.drain()
+        super().check()
+
+
+def test_a_fit_that_was_broken_off_goes_on_where_it_was(
+    client: httpx.Client, services: Services, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that leaves hands it back; what the next one makes of it is what would have come of it anyway."""
+    monkeypatch.setattr(tuning, "CHECKPOINT_SECONDS", 0.0)
+    body = {"type": "fine_tune", "items": texts(60), "encoders": TEXT_ONLY, "train_encoder": "full", **QUICK}
+    whole = model_of(client, run(client, services, pools, body), "fitted_encoder")
+    broken_off = client.post("/v1/jobs", json=body).json()
+    [lease] = claim(services.sessions, Queue.TEXT)
+    fit, control = pools[Queue.TEXT][Stage.FIT], Impatient(lease.shard_id, looks=20)
+    with services.sessions.begin() as session:
+        engine.start(session, lease)
+    with pytest.raises(DrainedError):
+        fit.run(lease, fit.prepare(lease, control), control)
+    with services.sessions.begin() as session:
+        engine.release(session, lease)
+    sweep(services)
+    work_off(services.sessions, pools)
+    job = client.get(f"/v1/jobs/{broken_off['id']}").json()
+    assert model_of(client, job, "fitted_encoder")["revision"] == whole["revision"]
+    events = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "application/json"}).json()["data"]
+    epochs = [event["data"]["epoch"] for event in events if event["data"].get("encoder") == "tiny-bert"]
+    assert epochs == sorted(set(epochs))
     check_nothing_is_lost(services)
 
 
