@@ -1,8 +1,10 @@
 """Encoders and data small enough to be trained in a test."""
 
+import importlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -21,9 +23,9 @@ def tiny_bert(folder: Path) -> EncoderSpec:
     """A BERT with random weights that knows the words of `word_order`; its files are written into `folder`."""
     make_torchvision_importable()
     import torch
-    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+    transformers: Any = importlib.import_module("transformers")  # its functions have no types
     transformers.utils.logging.disable_progress_bar()
     vocabulary = {word: place for place, word in enumerate([*_SPECIAL.values(), *_FILLERS, "dog", "cat"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
@@ -75,7 +77,7 @@ def sounds(count: int, seed: int) -> list[tuple[bytes, str]]:
 def _sound(kind: str, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     time = np.arange(int(SAMPLE_RATE * rng.uniform(0.4, 1.5))) / SAMPLE_RATE
     pitch, loudness = rng.uniform(300, 2500), rng.uniform(0.1, 0.9)
-    hertz = {"tone": pitch, "rising": pitch + 1000 * time, "falling": pitch + 2000 - 700 * time}
+    hertz: dict[str, Any] = {"tone": pitch, "rising": pitch + 1000 * time, "falling": pitch + 2000 - 700 * time}
     samples = np.sin(2 * np.pi * hertz[kind] * time) if kind in hertz else rng.normal(scale=0.5, size=len(time))
     noisy = loudness * samples + rng.normal(scale=0.02, size=len(time))
     return np.asarray(noisy / max(1.0, float(np.abs(noisy).max())))

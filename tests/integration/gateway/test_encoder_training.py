@@ -15,6 +15,7 @@ import pytest
 from services.audio.tasks import make_pool as make_audio_pool
 from services.dispatcher.plan import PlanJob
 from services.dispatcher.steps.context import SweepContext
+from services.dispatcher.steps.deletion import delete_jobs, retain_jobs
 from services.dispatcher.steps.orphans import OrphanSearch
 from services.finetune.tasks import make_pool as make_training_pool
 from services.fusion.tasks import make_pool as make_fusion_pool
@@ -116,6 +117,13 @@ def sweep(services: Services) -> None:
         search(sweeping, later)
 
 
+def retain(services: Services) -> None:
+    """Deletes what is past its retention, a year from now."""
+    sweeping = SweepContext(services.settings, services.sessions, services.store, services.hint)
+    retain_jobs(sweeping, datetime.now(UTC) + timedelta(days=365))
+    delete_jobs(sweeping, datetime.now(UTC))
+
+
 def check_nothing_is_lost(services: Services) -> None:
     """What must hold after every run, once the sweep has removed what training left to resume from."""
     sweep(services)
@@ -205,6 +213,25 @@ def test_a_fit_that_was_broken_off_goes_on_where_it_was(
     check_nothing_is_lost(services)
 
 
+def test_what_items_are_tested_on_does_not_reach_the_encoder(
+    client: httpx.Client, services: Services, pools: Pools
+) -> None:
+    """Other labels of test items, the same weights; another label of a training item, others."""
+    items = texts(48)
+    body = {"type": "fine_tune", "encoders": TEXT_ONLY, "train_encoder": "full", **QUICK}
+
+    def revision(changed: str) -> str:
+        other = [{**item, "label": "cat"} if item["split"] == changed else item for item in items]
+        other[0]["label"] = "dog"  # or nothing is left to tell apart
+        return str(
+            model_of(client, run(client, services, pools, {**body, "items": other}), "fitted_encoder")["revision"]
+        )
+
+    before = revision("none")
+    assert revision("test") == before
+    assert revision("train") != before
+
+
 def test_two_encoders_are_fitted_in_one_job(client: httpx.Client, services: Services, pools: Pools) -> None:
     """Word2Vec on the texts and a network on the sounds, by their own shards; then both by their ids, from a file."""
     items = [
@@ -246,8 +273,9 @@ def test_a_models_encoder_stays_while_another_jobs_model_needs_it(
     for path, code in ((f"models/{word2vec}", "model_in_use"), (f"jobs/{features['id']}", "job_in_use")):
         refused = client.delete(f"/v1/{path}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, code)
-    assert client.delete(f"/v1/models/{trained['models'][0]}").status_code == 200
-    assert client.delete(f"/v1/models/{word2vec}").status_code == 200
+    for kept in ({trained["id"]: 404, features["id"]: 200}, {trained["id"]: 404, features["id"]: 404}):
+        retain(services)
+        assert {id: client.get(f"/v1/jobs/{id}").status_code for id in kept} == kept
 
 
 FINE_TUNE = {"type": "fine_tune", "train_encoder": "full"}
