@@ -126,7 +126,7 @@ class Input(Strict):
 
 
 class Encoders(Strict):
-    """The encoder of each modality by id; `null` leaves the modality out."""
+    """The encoder of each modality by id, or by that of a model that a job made; `null` leaves the modality out."""
 
     text: str | None = "all-minilm-l6-v2"
     image: str | None = "mobilenet_v2"

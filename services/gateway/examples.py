@@ -44,6 +44,17 @@ JOB_REQUESTS: dict[str, Any] = {
         "summary": "A classifier on the features of an earlier job",
         "value": {"type": "fine_tune", "method": "classifier", "features": "job-01k9w0c5h2m7v4x8r1t6q3z9ny"},
     },
+    "train_encoder": {
+        "summary": "A classifier on items, with an encoder that is trained on their labels",
+        "value": {
+            "type": "fine_tune",
+            "method": "classifier",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "encoders": {"text": "all-minilm-l6-v2", "image": None, "audio": "log_mel_cnn"},
+            "train_encoder": "lora",
+            "encoder_training": {"epochs": 3, "lora_rank": 8},
+        },
+    },
     "predict": {
         "summary": "What a model says of new items",
         "value": {

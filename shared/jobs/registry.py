@@ -41,20 +41,23 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
 
 def is_needed(source_id: Any) -> ColumnElement[bool]:
     """The condition that the feature set or model with this id, or a model that came of it, is needed: by a job which
-    has not ended, or by another job's model that takes its vectors."""
-    made = select(Model.id).where(Model.job_id == source_id)
+    has not ended, or by another job's model that takes its vectors.
+
+    `source_id` may be a column of a query that this is part of: all tables here have names of their own.
+    """
+    maker, reader, user = aliased(Model), aliased(Job), aliased(Model)
+    made = select(maker.id).where(maker.job_id == source_id).correlate_except(maker)
     read = exists().where(
         (JobSource.source_id == source_id) | JobSource.source_id.in_(made),
-        Job.id == JobSource.job_id,
-        Job.status.not_in(ENDED_JOBS),
+        reader.id == JobSource.job_id,
+        reader.status.not_in(ENDED_JOBS),
     )
-    user = aliased(Model)
     takes = [user.spec["fine_tuned"]["encoders"][m.value].as_string() for m in Modality]
     built_on = exists().where(
         or_(*(encoder == source_id for encoder in takes), *(encoder.in_(made) for encoder in takes)),
         func.coalesce(user.job_id, "") != source_id,  # a job's own models go with it
     )
-    return read | built_on
+    return read.correlate_except(JobSource, reader) | built_on.correlate_except(user)
 
 
 def find_model(session: Session, tenant: str, id: str, *, lock: bool = False, param: str = "model") -> Model:

@@ -1,5 +1,6 @@
 """Encoders and data small enough to be trained in a test."""
 
+import importlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +23,16 @@ def tiny_bert(folder: Path) -> EncoderSpec:
     """A BERT with random weights that knows the words of `word_order`; its files are written into `folder`."""
     make_torchvision_importable()
     import torch
-    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers: Any = importlib.import_module("transformers")  # its functions have no types
+    transformers.utils.logging.disable_progress_bar()
     vocabulary = {word: place for place, word in enumerate([*_SPECIAL.values(), *_FILLERS, "dog", "cat"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL)  # type: ignore[no-untyped-call]
-    fast.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -94,10 +94,15 @@ def _named_by_jobs(session: Session, found: Collection[str]) -> set[str]:
 
 
 def _named_by_models(session: Session, found: Collection[str]) -> set[str]:
-    """A model is several files in one folder; its row names one of them."""
+    """A model is a folder of files, some in folders of their own; its row names one of them."""
     ids = {key.split("/")[1] for key in found}
-    folders = {key.rpartition("/")[0] for key in session.scalars(select(Model.key).where(Model.id.in_(ids)))}
-    return {key for key in found if key.rpartition("/")[0] in folders}
+    folders = {_folder(key) for key in session.scalars(select(Model.key).where(Model.id.in_(ids)))}
+    return {key for key in found if _folder(key) in folders}
+
+
+def _folder(key: str) -> tuple[str, ...]:
+    """Which attempt at which model wrote it."""
+    return tuple(key.split("/")[1:3])
 
 
 def _named_by_files(session: Session, found: Collection[str]) -> set[str]:

@@ -15,6 +15,7 @@ import pytest
 from services.audio.tasks import make_pool as make_audio_pool
 from services.dispatcher.plan import PlanJob
 from services.dispatcher.steps.context import SweepContext
+from services.dispatcher.steps.deletion import delete_jobs, retain_jobs
 from services.dispatcher.steps.orphans import OrphanSearch
 from services.finetune.tasks import make_pool as make_training_pool
 from services.fusion.tasks import make_pool as make_fusion_pool
@@ -23,13 +24,16 @@ from services.text.tasks import make_pool as make_text_pool
 from shared.broker import make_broker
 from shared.catalog import Catalog, load_catalog
 from shared.db import Sessions
+from shared.jobs import engine
+from shared.ml import tuning
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.oracle import missing_objects, unended, unnamed_objects, wrong_counters
-from shared.testing.pools import Handlers, work_off
+from shared.testing.pools import Handlers, claim, work_off
 from shared.testing.tiny import sounds, tiny_bert, tiny_cnn, word_order
 from shared.worker.context import WorkerContext
+from shared.worker.control import Control, DrainedError
 
 QUICK = {"preset": "fast", "training": {"epochs": 20}}
 TEXT_ONLY = {"text": "tiny-bert", "image": None, "audio": None}
@@ -105,12 +109,24 @@ def model_of(client: httpx.Client, job: dict[str, Any], kind: str) -> dict[str, 
     return next(model for model in models if model["kind"] == kind)
 
 
-def check_nothing_is_lost(services: Services) -> None:
-    """What must hold after every run, and after the sweep has removed what training left to resume from."""
+def sweep(services: Services) -> None:
+    """Removes what no row names, however young."""
     sweeping = SweepContext(services.settings, services.sessions, services.store, services.hint)
     search, later = OrphanSearch(), datetime.now(UTC) + timedelta(days=1)
     for _ in range(4):
         search(sweeping, later)
+
+
+def retain(services: Services) -> None:
+    """Deletes what is past its retention, a year from now."""
+    sweeping = SweepContext(services.settings, services.sessions, services.store, services.hint)
+    retain_jobs(sweeping, datetime.now(UTC) + timedelta(days=365))
+    delete_jobs(sweeping, datetime.now(UTC))
+
+
+def check_nothing_is_lost(services: Services) -> None:
+    """What must hold after every run, once the sweep has removed what training left to resume from."""
+    sweep(services)
     findings = (
         *wrong_counters(services.sessions),
         *unended(services.sessions),
@@ -156,6 +172,66 @@ def test_an_encoder_is_tuned_with_the_head_and_used_from_then_on(
     check_nothing_is_lost(services)
 
 
+class Impatient(Control):
+    """Has to leave after so many looks."""
+
+    def __init__(self, shard_id: int, looks: int):
+        super().__init__(shard_id)
+        self._looks = looks
+
+    def check(self) -> None:
+        """See Control."""
+        self._looks -= 1
+        if self._looks < 0:
+            self.drain()
+        super().check()
+
+
+def test_a_fit_that_was_broken_off_goes_on_where_it_was(
+    client: httpx.Client, services: Services, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that leaves hands it back; what the next one makes of it is what would have come of it anyway."""
+    monkeypatch.setattr(tuning, "CHECKPOINT_SECONDS", 0.0)
+    body = {"type": "fine_tune", "items": texts(60), "encoders": TEXT_ONLY, "train_encoder": "full", **QUICK}
+    whole = model_of(client, run(client, services, pools, body), "fitted_encoder")
+    broken_off = client.post("/v1/jobs", json=body).json()
+    [lease] = claim(services.sessions, Queue.TEXT)
+    fit, control = pools[Queue.TEXT][Stage.FIT], Impatient(lease.shard_id, looks=20)
+    with services.sessions.begin() as session:
+        engine.start(session, lease)
+    with pytest.raises(DrainedError):
+        fit.run(lease, fit.prepare(lease, control), control)
+    with services.sessions.begin() as session:
+        engine.release(session, lease)
+    sweep(services)
+    work_off(services.sessions, pools)
+    job = client.get(f"/v1/jobs/{broken_off['id']}").json()
+    assert model_of(client, job, "fitted_encoder")["revision"] == whole["revision"]
+    events = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "application/json"}).json()["data"]
+    epochs = [event["data"]["epoch"] for event in events if event["data"].get("encoder") == "tiny-bert"]
+    assert epochs == sorted(set(epochs))
+    check_nothing_is_lost(services)
+
+
+def test_what_items_are_tested_on_does_not_reach_the_encoder(
+    client: httpx.Client, services: Services, pools: Pools
+) -> None:
+    """Other labels of test items, the same weights; another label of a training item, others."""
+    items = texts(48)
+    body = {"type": "fine_tune", "encoders": TEXT_ONLY, "train_encoder": "full", **QUICK}
+
+    def revision(changed: str) -> str:
+        other = [{**item, "label": "cat"} if item["split"] == changed else item for item in items]
+        other[0]["label"] = "dog"  # or nothing is left to tell apart
+        return str(
+            model_of(client, run(client, services, pools, {**body, "items": other}), "fitted_encoder")["revision"]
+        )
+
+    before = revision("none")
+    assert revision("test") == before
+    assert revision("train") != before
+
+
 def test_two_encoders_are_fitted_in_one_job(client: httpx.Client, services: Services, pools: Pools) -> None:
     """Word2Vec on the texts and a network on the sounds, by their own shards; then both by their ids, from a file."""
     items = [
@@ -197,8 +273,9 @@ def test_a_models_encoder_stays_while_another_jobs_model_needs_it(
     for path, code in ((f"models/{word2vec}", "model_in_use"), (f"jobs/{features['id']}", "job_in_use")):
         refused = client.delete(f"/v1/{path}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, code)
-    assert client.delete(f"/v1/models/{trained['models'][0]}").status_code == 200
-    assert client.delete(f"/v1/models/{word2vec}").status_code == 200
+    for kept in ({trained["id"]: 404, features["id"]: 200}, {trained["id"]: 404, features["id"]: 404}):
+        retain(services)
+        assert {id: client.get(f"/v1/jobs/{id}").status_code for id in kept} == kept
 
 
 FINE_TUNE = {"type": "fine_tune", "train_encoder": "full"}
