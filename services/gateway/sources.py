@@ -51,7 +51,8 @@ def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
 
     Raises InvalidRequestError: `unknown_encoder`, or `unsuitable_model` if it is not known which one was fitted.
     """
-    encoders = {Modality(name): id for name, id in model.spec["fine_tuned"]["encoders"].items()}
+    named = model.spec["fine_tuned"]["encoders"]
+    encoders: dict[Modality, str] = {m: named[m] for m in Modality if m in named}
     fitted = model.spec.get("fitted_models", {})
     for modality, id in encoders.items():
         if catalog.resolve(modality, id).fitted:

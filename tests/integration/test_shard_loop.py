@@ -6,8 +6,6 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from shared.broker import make_broker
-from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.jobs.models import Shard
 from shared.jobs.records import Finished, Lease
@@ -16,29 +14,10 @@ from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.jobs import submit, wait_for
-from shared.worker.context import Handler, WorkerContext
+from shared.testing.workers import Held, make_context
+from shared.worker.context import Handler
 from shared.worker.control import Control
 from shared.worker.loop import ShardLoop
-
-
-class Held:
-    """In the place of `HeldLeases`: what is held, without a keeper."""
-
-    def __init__(self) -> None:
-        self.leases: dict[int, Lease] = {}
-
-    def add(self, lease: Lease) -> Control:
-        self.leases[lease.shard_id] = lease
-        return Control(lease.shard_id)
-
-    def remove(self, lease: Lease) -> None:
-        self.leases.pop(lease.shard_id, None)
-
-    def refresh(self) -> None:
-        pass
-
-    def leave(self) -> None:
-        pass
 
 
 class Blocking:
@@ -80,7 +59,7 @@ def test_an_isolated_shard_is_held_while_it_waits_to_be_alone(
     with sessions.begin() as session:
         session.execute(update(Shard).where(Shard.job_id == id, Shard.index == 1).values(isolated=True))
     held, pool = Held(), Blocking()
-    context = WorkerContext(settings, sessions, store, make_broker(settings), load_catalog(), Queue.TEXT, "worker")
+    context = make_context(settings, sessions, store, Queue.TEXT)
     loop = ShardLoop(context, pool, held)  # type: ignore[arg-type]  # Held is enough of HeldLeases
     loop.start()
     assert pool.running.wait(10)
