@@ -1,21 +1,28 @@
 """The shard loop with a handler of the test's own, on a real Postgres."""
 
+import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select, update
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import delete, select, update
 
+from deploy.local.servers import Servers
 from shared.db import Sessions
-from shared.jobs.models import Shard
+from shared.jobs.models import Job, Shard
 from shared.jobs.records import Finished, Lease
 from shared.jobs.states import ShardState
-from shared.queues import Queue, Stage
+from shared.lanes.client import LaneClient, LaneFailedError
+from shared.lanes.messages import Failed, LaneRequest
+from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.jobs import submit, wait_for
-from shared.testing.workers import Held, make_context
-from shared.worker.context import Handler
+from shared.testing.workers import Held, make_context, run_pool
+from shared.worker.context import Handler, Prepared
 from shared.worker.control import Control
 from shared.worker.loop import ShardLoop
 
@@ -74,3 +81,74 @@ def test_an_isolated_shard_is_held_while_it_waits_to_be_alone(
     assert first.state == ShardState.DONE
     assert (second.state, second.attempts, second.early_deaths) == (ShardState.READY, 0, 0)
     assert held.leases == {}
+
+
+class Answering:
+    """A pool with a lane: its shard runs, taking breath, until an interactive request was run, or `breaths` times."""
+
+    stage = Stage.TEXT
+
+    def __init__(self, breaths: int) -> None:
+        self.handlers = {Stage.TEXT: self}
+        self.lane = self
+        self.breaths, self.in_shard = breaths, False
+        self.answered_in_shard: list[bool] = []
+        self.shard_begun = threading.Event()
+
+    def models(self) -> list[str]:
+        return ["m"]
+
+    def loaded_models(self) -> list[str]:
+        return ["m"]
+
+    def load(self, _: Any, control: Control) -> None:
+        pass
+
+    def prepare(self, work: Lease | LaneRequest, control: Control) -> Any:
+        return Prepared("value", 1.0, 0) if isinstance(work, LaneRequest) else None
+
+    def run(self, work: Any, prepared: Any = None, control: Control | None = None) -> Any:
+        if control is None:
+            self.answered_in_shard.append(self.in_shard)
+            return [Failed(code="fine", message="") for _ in work]
+        self.in_shard = True
+        self.shard_begun.set()
+        for _ in range(self.breaths):
+            control.breathe()
+            if self.answered_in_shard:
+                break
+            time.sleep(0.01)
+        self.in_shard = False
+        return None
+
+    def store(self, lease: Lease, output: Any, control: Control) -> Finished:
+        return Finished(lease, None, items_done=lease.items)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("isolated", "breaths"), [(False, 3000), (True, 30)])
+async def test_interactive_requests_go_between_batches_but_not_in_an_isolated_shard(
+    settings: Settings, sessions: Sessions, store: ObjectStore, servers: Servers, isolated: bool, breaths: int
+) -> None:
+    """A request comes while a shard runs: run at its next breath, or, if the shard is isolated, after it."""
+    with sessions.begin() as session:
+        session.execute(delete(Job))
+    items = [{"id": "item", "text": "x"}]
+    id = submit(settings, sessions, store, {"items": items, "encoders": {"image": None, "audio": None}})
+    with sessions.begin() as session:
+        session.execute(update(Shard).where(Shard.job_id == id).values(isolated=isolated))
+    url = servers.redis.url(4)
+    context = make_context(settings.model_copy(update={"redis_url": SecretStr(url)}), sessions, store, Queue.TEXT)
+    pool = Answering(breaths)
+    lanes = LaneClient(url, 64)
+    with run_pool(context, lambda _: pool):  # type: ignore[arg-type,return-value]  # enough of a pool
+        assert await asyncio.to_thread(pool.shard_begun.wait, 20)
+        with pytest.raises(LaneFailedError) as caught:
+            await lanes.encode(Modality.TEXT, "m", ["x"], {}, tenant="t", deadline=time.time() + 30)
+        assert caught.value.error_code == "fine"
+    await lanes.close()
+    assert pool.answered_in_shard == [not isolated]
+    with sessions() as session:
+        assert session.scalar(select(Shard.state).where(Shard.job_id == id, Shard.stage == "text")) == ShardState.DONE
