@@ -476,7 +476,7 @@ class Page(BaseModel, Generic[T]):
 
 
 class Readiness(BaseModel):
-    """Whether the gateway can work; Redis only makes it quicker."""
+    """Whether the gateway can work; without Redis jobs are slower, and nothing is predicted at once."""
 
     status: Literal["ready", "unavailable"]
     postgres: bool

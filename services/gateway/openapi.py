@@ -33,7 +33,12 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
         "Requests come too fast: … a second are allowed, … at once.",
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
-    503: ("Postgres or S3 is away", "server_error", "unavailable", "A server that this one needs cannot be …"),
+    503: (
+        "Postgres or S3 is away (or, for what is answered at once, Redis)",
+        "server_error",
+        "unavailable",
+        "A server that this one needs cannot be …",
+    ),
     504: ("No answer in time", "server_error", "deadline_exceeded", "'model-…' did not answer in time: …"),
     507: ("Too little disk is left", "server_error", "storage_full", "Too little disk is left here to take more."),
 }

@@ -52,7 +52,8 @@ def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
 
     Raises InvalidRequestError (`unknown_encoder`) if the catalogue has one no more.
     """
-    encoders = {Modality(name): id for name, id in model.spec["fine_tuned"]["encoders"].items()}
+    named = model.spec["fine_tuned"]["encoders"]
+    encoders: dict[Modality, str] = {m: named[m] for m in Modality if m in named}
     for modality, id in encoders.items():
         if not id.startswith(MODEL):
             catalog.resolve(modality, id)

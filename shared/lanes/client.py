@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from shared.errors import BusyError, DeadlineError, TriviumError, UnavailableError
@@ -81,14 +83,15 @@ class LaneClient:
             timeout=PATIENCE_SECONDS,
             socket_timeout=PATIENCE_SECONDS,
             socket_connect_timeout=PATIENCE_SECONDS,
-            retry=Retry(NoBackoff(), 0),  # a request that was sent twice would be worked on twice
+            # A connection that Redis closed long ago is noticed when it is used; a request sent twice is answered once.
+            retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionLostError,)),
         )
         self._redis = Redis.from_pool(pool)
         self._push_script = self._redis.register_script(_PUSH)
         self._answers = answers_key(new_id("gateway"))
         self._waiting: dict[str, asyncio.Future[Result]] = {}
         self._reader: asyncio.Task[None] | None = None
-        self._away = False
+        self._away = self._closing = False
 
     async def encode(
         self,
@@ -114,6 +117,7 @@ class LaneClient:
 
     async def close(self) -> None:
         """Ends the reading, fails what waits, closes the connections."""
+        self._closing = True
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -174,8 +178,9 @@ class LaneClient:
             raise BusyError(message, code="lane_full", retry_after=1)
 
     async def _read(self) -> None:
-        """Hands out the answers until it is cancelled; while Redis is away, nobody is left waiting for it."""
-        while True:
+        """Hands out the answers; while Redis is away, nobody is left waiting for it."""
+        structlog.contextvars.unbind_contextvars("request_id")  # it serves not only the request that started it
+        while not self._closing:  # being cancelled is not enough: `asyncio.wait_for` of Python 3.11 may swallow it
             try:
                 found = await self._redis.blpop([self._answers], timeout=_LOOK_SECONDS)
             except (RedisError, OSError) as error:

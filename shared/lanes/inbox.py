@@ -41,6 +41,13 @@ return false
 """
 
 
+# KEYS: the stage's lanes in use. ARGV: model.
+_RELEASE = """
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[1], 'XX', string.format('%.6f', time[1] + time[2] / 1e6), ARGV[1])
+"""
+
+
 class Inbox:
     """The lanes of one stage. Thread-safe but for `take`. Every method raises RedisError or OSError in an outage."""
 
@@ -53,6 +60,7 @@ class Inbox:
             retry=Retry(NoBackoff(), 0),
         )
         self._take_up = self._redis.register_script(_TAKE_UP)
+        self._release = self._redis.register_script(_RELEASE)
         self._looked_at = 0.0
         self._turn = 0
 
@@ -77,9 +85,9 @@ class Inbox:
         found = self._redis.blpop(list(lanes), timeout=LOOK_SECONDS)
         return None if found is None else found[1]
 
-    def give_up(self, model: str) -> None:
-        """The model cannot be loaded here: whoever takes the lane's next request up need not wait."""
-        self._redis.zadd(active_key(self._stage), {model: 0.0}, xx=True)
+    def release(self, model: str) -> None:
+        """The loading of a model that this worker took up is over: should it serve the lane no more, others may."""
+        self._release(keys=[active_key(self._stage)], args=[model])
 
     def answer(self, reply_to: str, data: str) -> None:
         """Sends an answer to a gateway process; gone with the process's other answers if it does not fetch them."""

@@ -65,8 +65,8 @@ class Haste(Control):
 class Intake:
     """The threads that take, prepare and answer the requests of one worker."""
 
-    def __init__(self, redis_url: str, handler: LaneHandler, interactive: Interactive):
-        self._handler, self._interactive = handler, interactive
+    def __init__(self, redis_url: str, handler: LaneHandler, interactive: Interactive, on_load: Callable[[], None]):
+        self._handler, self._interactive, self._on_load = handler, interactive, on_load
         self._inbox = Inbox(redis_url, handler.stage)
         self._loader = ThreadPoolExecutor(1, "lane-load")
         self._preparers = ThreadPoolExecutor(PREPARING, "lane-prepare")
@@ -141,11 +141,12 @@ class Intake:
         try:
             self._handler.load(request, Haste(request.deadline))
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller is told
-            with suppress(RedisError, OSError):
-                self._inbox.give_up(request.model)
             self._fail(request, error)
         else:
+            self._on_load()
             self._preparers.submit(self._prepare, request)
+        with suppress(RedisError, OSError):
+            self._inbox.release(request.model)
 
     def _prepare(self, request: LaneRequest) -> None:
         control = Haste(request.deadline)

@@ -48,7 +48,9 @@ class Interactive:
     @property
     def busy(self) -> bool:
         """Whether somebody waits for an answer, or did a moment ago."""
-        return self._expected.total() > 0 or time.monotonic() - self._used_at < BUSY_SECONDS
+        with self._changed:
+            expected = self._expected.total() > 0
+        return expected or time.monotonic() - self._used_at < BUSY_SECONDS
 
     def expect(self, model: str) -> None:
         """A request for a model has come, and is being prepared."""
@@ -59,7 +61,7 @@ class Interactive:
     def add(self, ready: Ready) -> None:
         """An expected request is ready."""
         with self._changed:
-            self._expected[ready.model] -= 1
+            self._leave(ready.model)
             self._ready[ready.model].append(ready)
             self._changed.notify()
         self._wake()
@@ -67,7 +69,7 @@ class Interactive:
     def forget(self, model: str) -> None:
         """An expected request failed."""
         with self._changed:
-            self._expected[model] -= 1
+            self._leave(model)
             self._changed.notify()
 
     def begin_shard(self) -> None:
@@ -86,8 +88,15 @@ class Interactive:
 
     def run_waiting(self) -> None:
         """Runs what waits now: of each model one batch at most, so that a shard's turn comes, too."""
-        for model in [model for model, waiting in list(self._ready.items()) if waiting]:
+        with self._changed:
+            models = list(self._ready)
+        for model in models:
             self._run(self._gather(model))
+
+    def _leave(self, model: str) -> None:
+        self._expected[model] -= 1
+        if not self._expected[model]:
+            del self._expected[model]
 
     def _gather(self, model: str) -> list[Ready]:
         """The oldest requests for a model that fit into one batch, with those that are nearly prepared."""
@@ -102,6 +111,8 @@ class Interactive:
                     break
             if waiting:
                 self._wake()  # the rest, after what the model thread was asked for meanwhile
+            else:
+                del self._ready[model]
         return batch
 
     def _run(self, batch: list[Ready]) -> None:
@@ -111,11 +122,11 @@ class Interactive:
         batch = [ready for ready in batch if ready.deadline > now]
         if not batch:
             return
-        results: Sequence[Result | Exception]
+        outcomes: list[tuple[Ready, Result | Exception]]
         try:
-            results = batch[0].run([ready.prepared.value for ready in batch])
+            outcomes = list(zip(batch, batch[0].run([ready.prepared.value for ready in batch]), strict=True))
         except Exception as error:  # noqa: BLE001  # every failure is the callers', none is the model thread's
-            results = [error] * len(batch)
-        for ready, result in zip(batch, results, strict=True):
-            ready.answer(result)
+            outcomes = [(ready, error) for ready in batch]
+        for ready, outcome in outcomes:
+            ready.answer(outcome)
         self._used_at = time.monotonic()

@@ -79,7 +79,8 @@ class ShardLoop:
         self._interactive = Interactive(wake=lambda: self._tasks.put(self._interactive.run_waiting))
         self._intake: Intake | None = None
         if pool.lane is not None:
-            self._intake = Intake(context.settings.redis_url.get_secret_value(), pool.lane, self._interactive)
+            url = context.settings.redis_url.get_secret_value()
+            self._intake = Intake(url, pool.lane, self._interactive, on_load=held.refresh)
 
     def start(self) -> None:
         """Starts the threads."""

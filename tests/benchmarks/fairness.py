@@ -36,7 +36,7 @@ from shared.schemas import FeaturesRequest
 from shared.settings import Settings, load_settings
 from shared.storage import keys
 from shared.storage.objects import ObjectStore, make_store
-from shared.testing.leases import HeldLeases
+from shared.testing.workers import Held
 from shared.worker.context import Handler, WorkerContext
 from shared.worker.control import Control
 from shared.worker.loop import ShardLoop
@@ -150,7 +150,7 @@ def pool(settings: Settings, sessions: Sessions, store: ObjectStore) -> Iterator
             broker: Any = hints
             name = f"{queue}-{number}"
             context = WorkerContext(settings, sessions, store, broker, load_catalog(), queue, name)
-            held: Any = HeldLeases()
+            held: Any = Held()
             hints.loops[queue].append(ShardLoop(context, Pool(), held))
     loops = [loop for loops in hints.loops.values() for loop in loops]
     for loop in loops:

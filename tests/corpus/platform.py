@@ -28,8 +28,8 @@ from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.jobs import wait_for
-from shared.testing.leases import HeldLeases
 from shared.testing.web import Website
+from shared.testing.workers import Held
 from shared.worker.context import Handler, Pool, WorkerContext
 from shared.worker.loop import ShardLoop
 from tests.corpus.archives import MEMBERS
@@ -122,7 +122,7 @@ _POOLS: dict[Queue, Callable[[WorkerContext], Pool]] = {
 @contextmanager
 def _worker(context: WorkerContext, make_pool: Callable[[WorkerContext], Pool]) -> Iterator[None]:
     pool = make_pool(context)
-    leases: Any = HeldLeases()
+    leases: Any = Held()
     loop = ShardLoop(context, pool, leases)
     loop.start()
     try:

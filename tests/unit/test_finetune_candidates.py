@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from services.finetune.progress import Silence
+from services.finetune.repeatable import repeatable
 
 from services.finetune.candidates import BEST_SEEDS, candidates, suited, with_seeds
 from services.finetune.library import Bench
 from services.finetune.objectives import Supervised, make_batch
-from services.finetune.progress import Silence
-from services.finetune.repeatable import repeatable
 from services.finetune.search import TRIALS, SettingsSearch
 from services.finetune.settings import Settings
 from shared.fine_tuning import Preset, Search, Training

@@ -14,6 +14,7 @@ from services.gateway.__main__ import check_reach
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared import schemas
+from shared.predictions import PredictionList, PredictionRequest
 from shared.schemas import ErrorResponse, FeaturesRequest, Page
 from shared.settings import Settings, SettingsError
 
@@ -96,6 +97,7 @@ def test_every_route_of_the_api_documents_its_errors(document: dict[str, Any]) -
         (examples.WORKER, schemas.WorkerEntry),
         (examples.KEY, schemas.Key),
         (examples.NEW_KEY, schemas.NewKey),
+        (examples.PREDICTIONS, PredictionList),
         (examples.deleted("job", "job-1"), schemas.Deleted),
         (examples.page_of(examples.JOB), Page[schemas.Job]),
     ],
@@ -108,6 +110,11 @@ def test_examples_are_what_is_really_answered(example: dict[str, Any], model: An
 @pytest.mark.parametrize("name", examples.FEATURES_REQUESTS)
 def test_example_requests_are_accepted(name: str) -> None:
     FeaturesRequest.model_validate(examples.FEATURES_REQUESTS[name]["value"])
+
+
+@pytest.mark.parametrize("name", examples.PREDICTION_REQUESTS)
+def test_example_predictions_are_accepted(name: str) -> None:
+    PredictionRequest.model_validate(examples.PREDICTION_REQUESTS[name]["value"])
 
 
 @pytest.mark.parametrize(
