@@ -85,6 +85,21 @@ class Training(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
+class EncoderTraining(Strict):
+    """How encoders are trained on a job's items. What is null depends on what is trained: all weights of a pretrained
+    encoder, an adapter to it (LoRA), or an encoder from scratch."""
+
+    epochs: int | None = Field(None, ge=1, le=1000, description="at most; null: 3, from scratch 60")
+    learning_rate: float | None = Field(None, gt=0, le=1, description="null: 2e-5, LoRA 2e-4, from scratch 1e-3")
+    batch_size: int = Field(16, ge=1, le=1024)
+    weight_decay: float = Field(0.01, ge=0, le=10)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps in which the learning rate rises")
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="epochs without a better validation loss before the end; null: 2, scratch 10"
+    )
+    lora_rank: int = Field(8, ge=1, le=256)
+
+
 class Splitting(Strict):
     """How items without a given `split` are divided: at random, each class in the same proportions."""
 
@@ -117,7 +132,10 @@ class FineTuneRequest(JobOptions, FeatureSource):
     splitting: Splitting = Field(default_factory=Splitting)
     search: Search | None = None
     multi_label: bool | None = Field(None, description="null: several labels if any item has more than one")
-    train_encoder: TrainEncoder = TrainEncoder.FROZEN
+    train_encoder: TrainEncoder = Field(
+        TrainEncoder.FROZEN, description="what of each encoder is trained, on items, before they are encoded with it"
+    )
+    encoder_training: EncoderTraining = Field(default_factory=EncoderTraining)
     max_failed_fraction: float = Field(
         0.1, ge=0, le=1, description="more failed items than this, and nothing is trained"
     )

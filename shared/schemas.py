@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticSerializationError, to_json
 
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
@@ -57,10 +58,15 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
+#: The `metadata` of one item, as JSON.
+METADATA_BYTES = 64 * 1024
+
+
 class Item(Strict):
     """One record.
 
-    `image` and `audio` are a file id (`file-…`), a `data:` URI, or the name of a member beside the manifest.
+    `image` and `audio` are a file id (`file-…`), a `data:` URI, the name of a member beside the manifest, or an
+    `https://` URL where those are switched on.
     """
 
     id: ItemId
@@ -71,6 +77,17 @@ class Item(Strict):
     target: float | str | None = None
     split: Split | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size = len(to_json(value)) if value else 0
+        except PydanticSerializationError as error:  # half of a surrogate pair, or more than 254 levels
+            raise ValueError(str(error)) from None
+        if size > METADATA_BYTES:
+            raise ValueError(f"more than {METADATA_BYTES} bytes as JSON")
+        return value
 
     @model_validator(mode="after")
     def _has_something(self) -> Self:
@@ -157,7 +174,7 @@ class Fusion(Strict):
 
     @model_validator(mode="after")
     def _method_or_model(self) -> Self:
-        if self.model is not None and "method" in self.model_fields_set:
+        if self.model is not None and self.method is not FusionMethod.CONCAT:
             raise ValueError("give either method or model")
         return self
 
@@ -224,13 +241,14 @@ class FeatureSource(ItemSource):
 
 
 class MediaLocation(BaseModel):
-    """Where a worker finds the bytes of a picture or sound: a range of an object, or the bytes themselves."""
+    """Where a worker finds the bytes of a picture or sound: a range of an object, a URL, or the bytes themselves."""
 
     bucket: str | None = None
     key: str | None = None
     offset: int = 0
     size: int | None = None
     sha256: str | None = None
+    url: str | None = None
     data: str | None = Field(None, description="base64, for media that came inside the manifest")
     ref: str = Field("", description="what the manifest called it")
 
@@ -392,7 +410,7 @@ class WorkerEntry(BaseModel):
     host: str
     pid: int
     version: str
-    protocol: int = Field(description="the highest protocol of shards that it understands")
+    protocol: int = Field(1, description="the highest protocol of shards that it understands")
     started_at: float
     last_seen_at: float
     state: Literal["idle", "busy", "draining"]

@@ -75,7 +75,7 @@ class TooLarge(ApiError):
 
 
 class RateLimited(ApiError):
-    """429: too much waits already, and it still did after the client's own retries."""
+    """429: requests came too fast, or too much waits already, and still after the client's own retries."""
 
 
 class Unavailable(ApiError):

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from services.finetune.data import Dataset, Rows
 from services.finetune.evaluation import Outputs, evaluate
 from services.finetune.modelling import Run, Trained
-from services.finetune.repeatable import generator
 from services.finetune.robustness import robustness
 from services.finetune.scores import MAIN_SCORE, main_score, main_score_interval
+from shared.ml.repeatable import generator
 from shared.ml.shapley import shapley_values
 from shared.ml.trained import TrainedModel
 from shared.queues import Modality

@@ -100,7 +100,7 @@ def suited(settings: Settings, training: Training, items: int) -> Settings:
     settings = settings.changed(
         weight_decay=settings.weight_decay * less,
         dropout=settings.dropout if items < 10_000 else settings.dropout / 2,
-        batch_size=min(max(2 ** round(log2(items / 16)), 16), 1024),
+        batch_size=min(max(2 ** round(log2(items / 16)), 32), 1024),
     )
     if training.optimizer is not Optimizer.ADAMW:
         settings = settings.changed(weight_decay=settings.weight_decay / 200)

@@ -9,7 +9,7 @@ import numpy as np
 
 from services.finetune.data import Dataset, Rows
 from services.finetune.problem import Problem
-from services.finetune.splits import Parts
+from shared.ml.splits import Parts
 from shared.ml.trained import Task
 from shared.schemas import Split
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from services.finetune.candidates import Candidate
 from services.finetune.modelling import Run, train_model
-from services.finetune.repeatable import generator
 from services.finetune.scores import MAIN_SCORE, main_score
-from services.finetune.splits import Parts, stratify
+from shared.ml.repeatable import generator
+from shared.ml.splits import Parts, stratify
 
 
 def cross_validate(run: Run, candidate: Candidate, count: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from services.finetune.checks import Finding, listed
 from services.finetune.data import Dataset, Rows
 from services.finetune.problem import Problem
-from services.finetune.splits import Parts
+from shared.ml.splits import Parts
 from shared.ml.trained import Task
 
 #: Items whose standardised vectors have at least this cosine are nearly the same.

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from services.finetune.candidates import Candidate
-from services.finetune.checkpoints import pack, unpack
 from services.finetune.closed_form import fit_in_closed_form
 from services.finetune.objectives import Batch, Objective
-from services.finetune.progress import Progress
-from services.finetune.repeatable import derived_seed
+from services.finetune.outcome import as_json
 from services.finetune.training import Fit, OnEpoch, Trainer
 from shared.errors import JobError
+from shared.ml.checkpoints import pack, unpack
 from shared.ml.multimodal import MultimodalConfig, MultimodalModel
+from shared.ml.repeatable import derived_seed
+from shared.worker.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Bench:
             state, facts = unpack(data)
             return Network(candidate, config, Fit(state=state, **facts))
         fit = self._train(candidate)
-        facts = {"loss": fit.loss, "epoch": fit.epoch, "history": fit.history, "seconds": fit.seconds}
-        self.progress.save(key, pack(fit.state, facts))
-        self.progress.report("model", model=key, loss=fit.loss, epoch=fit.epoch, seconds=round(fit.seconds, 3))
+        facts = {"loss": fit.loss, "epoch": fit.epoch, "seconds": fit.seconds}
+        self.progress.save(key, pack(fit.state, {**facts, "history": fit.history}))
+        self.progress.report("model", model=key, **as_json(facts))
         return Network(candidate, config, fit)
 
     def try_out(self, candidate: Candidate, on_epoch: OnEpoch) -> float:

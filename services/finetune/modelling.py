@@ -14,13 +14,13 @@ from services.finetune.ensemble import select_ensemble
 from services.finetune.library import Bench, Network
 from services.finetune.objectives import Loss, Supervised, class_weights, make_batch
 from services.finetune.problem import Problem
-from services.finetune.progress import Progress
 from services.finetune.search import SettingsSearch
-from services.finetune.splits import Parts
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Preset
+from shared.ml.splits import Parts
 from shared.ml.trained import Member, Task, TrainedConfig, TrainedModel, save_trained
 from shared.queues import Modality
+from shared.worker.progress import Progress
 
 #: How many candidates a search adds to those of the preset.
 _FOUND = {Preset.FAST: 1, Preset.GOOD: 1, Preset.BEST: 3}

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.finetune.data import Mask, Rows
-from services.finetune.splits import quantile_strata
 from shared.errors import JobError
+from shared.ml.splits import quantile_strata
 from shared.ml.trained import Task
 
 #: Single labels: int64 [n], places among the classes. Several: float64 [n, classes] of 0 and 1. Numbers: float64 [n].

@@ -1,23 +1,27 @@
 """What the fine-tuning pool does with its shard: a feature set to a model in the registry."""
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
 
 from services.finetune.data import Dataset, read_parts
-from services.finetune.job_progress import JobProgress
 from services.finetune.recipes import Outcome, fine_tune
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
 from shared.ids import new_id
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
 from shared.ml.feature_parts import find_parts, read_part
 from shared.queues import Modality, Stage
 from shared.storage import keys
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control
 from shared.worker.processes import torch_threads
+from shared.worker.progress import JobProgress
+from shared.worker.slices import read_verified
 
 #: The file of a model by which its row knows it.
 WEIGHTS = "model.safetensors"
@@ -43,7 +47,12 @@ class FineTune:
             message = f"The vectors take {size} bytes; this worker has {limit} for them. Train on fewer items."
             raise JobError(message, code="features_too_large")
         tables = (control.patiently(partial(read_part, self._context.store, part)) for part in parts)
-        return read_parts(tables, dimensions)
+        dataset = read_parts(tables, dimensions)
+        named = lease.schema.get("splits")
+        if named is None:
+            return dataset
+        store = self._context.store
+        return _divided(dataset, control.patiently(lambda: read_verified(store, named["key"], named["sha256"])))
 
     def run(self, lease: Lease, prepared: Dataset, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
@@ -58,14 +67,13 @@ class FineTune:
         model_id = new_id("model")
         stored = {name: self._put(lease, model_id, name, data, control) for name, data in sorted(output.files.items())}
         files = {name: {"key": o.key, "sha256": o.sha256, "bytes": o.bytes} for name, o in stored.items()}
-        encoders = {m: encoder["id"] for m, encoder in lease.schema["encoders"].items()}
         spec = {
             **output.spec,
             "loader": "fine_tuned",
             "files": files,
             "preprocessing": lease.request["preprocessing"],
             "fine_tuned": {
-                "encoders": encoders,
+                "encoders": encoder_ids(lease.schema),
                 "fusions": output.spec["fusions"],
                 "classes": output.spec["classes"],
                 "multi_label": output.spec["multi_label"],
@@ -89,6 +97,18 @@ class FineTune:
         return self._context.settings.worker.model_memory_bytes // 2
 
 
+def _divided(dataset: Dataset, splits: bytes) -> Dataset:
+    """The dataset divided as it was when its encoders were trained. Raises JobError (`too_few_items`)."""
+    split_of: dict[str, str] = json.loads(splits)
+    divided = replace(dataset, splits=[split_of.get(id) for id in dataset.ids])
+    if lost := sorted(set(split_of.values()) - set(divided.splits)):
+        message = (
+            f"Of the items for {', '.join(lost)} none could be encoded; the others were seen in training encoders."
+        )
+        raise JobError(message, code="too_few_items")
+    return divided
+
+
 class FineTunePool:
     """What this service brings to the shard loop (see shared.worker.context.Pool)."""
 
@@ -100,6 +120,7 @@ class FineTunePool:
 
         configure_threads(threads)
         self.handlers: Mapping[Stage, Handler] = {Stage.FINE_TUNE: FineTune(context)}
+        self.lane: LaneHandler | None = None
 
     def loaded_models(self) -> list[str]:
         """None: each shard makes its own."""

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.finetune.checkpoints import pack, prefixed, unpack, without_prefix
 from services.finetune.objectives import Batch, Objective
-from services.finetune.progress import Progress
-from services.finetune.repeatable import derived_seed
+from services.finetune.outcome import as_json
 from services.finetune.settings import Settings
 from shared.fine_tuning import Optimizer, Schedule
+from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.device import has_fast_bf16
 from shared.ml.multimodal import MultimodalModel
+from shared.ml.repeatable import derived_seed
+from shared.worker.progress import Progress
 
 #: Name of the checkpoint of the network that is just being trained.
 RUNNING = "running"
@@ -81,7 +82,7 @@ class Trainer:
             now = time.monotonic()
             self._seconds += now - begun
             entry = self._history[-1]
-            self._progress.report("epoch", model=self._name, **entry)
+            self._progress.report("epoch", model=self._name, **as_json(entry))
             if on_epoch is not None:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
             if now - saved >= CHECKPOINT_SECONDS:

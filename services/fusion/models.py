@@ -3,10 +3,9 @@
 import threading
 from collections import OrderedDict
 
-from shared.ml.trained import TrainedModel
-
 from shared.errors import JobError, NotFoundError
 from shared.jobs import registry
+from shared.ml.trained import TrainedModel
 from shared.worker.context import WorkerContext
 from shared.worker.control import Control
 from shared.worker.slices import read_verified

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from shared.ml.trained import Predictions, TrainedModel
 
 from services.fusion.models import TrainedModels
 from shared.jobs.records import Finished, Lease
 from shared.ml.feature_parts import find_parts, read_part, vectors_of
+from shared.ml.trained import Predictions, TrainedModel
 from shared.queues import Modality
 from shared.storage import keys
 from shared.worker.context import WorkerContext

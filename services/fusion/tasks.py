@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy import select
 
+from services.fusion.lane import PredictLane
 from services.fusion.models import TrainedModels
 from services.fusion.parquet import feature_schema, write_part
 from services.fusion.predict import Predict
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.models import ItemError, Shard
 from shared.jobs.records import Finished, ItemFailure, Lease
 from shared.jobs.states import ShardState
@@ -21,7 +23,7 @@ from shared.ml.fusion.build import make_fusion
 from shared.queues import Modality, Stage
 from shared.schemas import Fusion, FusionMethod, PlannedItem
 from shared.storage import keys
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control
 from shared.worker.processes import torch_threads
 from shared.worker.slices import read_slice, read_verified, unpack
@@ -145,6 +147,7 @@ class FusionPool:
             Stage.FUSION: FuseFeatures(context, self._models),
             Stage.PREDICT: Predict(context, self._models),
         }
+        self.lane: LaneHandler | None = PredictLane(self._models)
 
     def loaded_models(self) -> list[str]:
         """Ids of the trained models in memory."""
@@ -174,4 +177,5 @@ def _unusable(item: PlannedItem) -> ItemFailure:
 
 
 def _provenance(lease: Lease) -> dict[str, Any]:
-    return {"job_id": lease.job_id, "encoders": lease.schema["encoders"], "fusion": lease.schema["fusion"]}
+    encoders = {m: {**lease.schema["encoders"][m], "id": id} for m, id in encoder_ids(lease.schema).items()}
+    return {"job_id": lease.job_id, "encoders": encoders, "fusion": lease.schema["fusion"]}

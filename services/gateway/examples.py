@@ -182,6 +182,46 @@ KEY: dict[str, Any] = {
 
 NEW_KEY: dict[str, Any] = {**KEY, "key": "sk-trivium-…"}
 
+PREDICTION_REQUESTS: dict[str, Any] = {
+    "items": {
+        "summary": "Two items, one with a picture that was uploaded",
+        "value": {
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "items": [
+                {"id": "post-3", "text": "A dog in the snow", "image": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+                {"id": "post-4", "audio": "data:audio/ogg;base64,AAAA"},
+            ],
+            "contributions": True,
+        },
+    },
+}
+
+PREDICTIONS: dict[str, Any] = {
+    "object": "list",
+    "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "data": [
+        {
+            "id": "post-3",
+            "prediction": ["animals"],
+            "probability": 0.93,
+            "probabilities": {"animals": 0.93, "weather": 0.07},
+            "contributions": {"text": 0.31, "image": 0.12},
+            "errors": [],
+        },
+        {
+            "id": "post-4",
+            "prediction": None,
+            "probability": None,
+            "probabilities": None,
+            "contributions": None,
+            "errors": [
+                {"modality": "audio", "code": "corrupt_media", "message": "The sound cannot be read: …"},
+                {"modality": None, "code": "no_usable_modality", "message": "The item has nothing that …"},
+            ],
+        },
+    ],
+}
+
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 
 

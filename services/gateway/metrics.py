@@ -16,7 +16,7 @@ from shared.jobs.models import Job, Shard
 from shared.jobs.registry import stranded_shards
 from shared.jobs.states import ShardState
 from shared.observability import get_logger
-from shared.queues import Queue
+from shared.queues import Queue, Stage
 from shared.schemas import JobStatus
 
 log = get_logger(__name__)
@@ -40,6 +40,9 @@ class Metrics:
         self._seconds = Histogram(
             "trivium_http_request_seconds", "Time until the answer began", ["method", "route"], registry=self._registry
         )
+        self._lane_seconds = Histogram(
+            "trivium_lane_seconds", "Time that interactive requests took", ["stage", "outcome"], registry=self._registry
+        )
         self._registry.register(_Tables(sessions))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -47,6 +50,10 @@ class Metrics:
         method = method if method in _METHODS else "other"  # callers may send any word, and each would be a series
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
+
+    def observe_lane(self, stage: Stage, outcome: str, seconds: float) -> None:
+        """Counts one interactive request to a stage's workers; `outcome` is `ok` or an error's code."""
+        self._lane_seconds.labels(stage, outcome).observe(seconds)
 
     def render(self) -> bytes:
         """The Prometheus text format."""

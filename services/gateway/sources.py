@@ -4,11 +4,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from shared.catalog import Catalog
 from shared.errors import InvalidRequestError
 from shared.fine_tuning import FineTuneRequest, JobRequest
 from shared.jobs import registry, repository
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.models import Model
 from shared.preprocessing import Preprocessing
+from shared.queues import Modality
 from shared.schemas import Encoders, FeaturesRequest, ItemSource
 
 #: Kinds of models that say something about an item, and those that make one vector of its vectors.
@@ -28,14 +31,39 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
     if isinstance(request, FineTuneRequest):
         return request
-    model = registry.find_model(session, tenant, request.model)
-    if model.kind not in _PREDICT:
-        message = f"The model {model.id!r} is a {model.kind}; predictions need a classifier or a regressor."
-        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    model = find_predictor(session, tenant, request.model)
     if source is not None:
         _check_fit(model, source.schema)
         return request
     return request.model_copy(update=_encoding(model, request))
+
+
+def find_predictor(session: Session, tenant: str, id: str) -> Model:
+    """A model that says something about items. Raises NotFoundError, InvalidRequestError (`unsuitable_model`)."""
+    model = registry.find_model(session, tenant, id)
+    if model.kind not in _PREDICT:
+        message = f"The model {model.id!r} is a {model.kind}; predictions need a classifier or a regressor."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    return model
+
+
+def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
+    """Whose vectors a model takes: encoders' ids in the catalogue, and the ids of models that a job fitted.
+
+    Raises InvalidRequestError: `unknown_encoder`, or `unsuitable_model` if it is not known which one was fitted.
+    """
+    encoders = {Modality(name): id for name, id in model.spec["fine_tuned"]["encoders"].items()}
+    fitted = model.spec.get("fitted_models", {})
+    for modality, id in encoders.items():
+        if catalog.resolve(modality, id).fitted:
+            if modality not in fitted:
+                message = (
+                    f"The model {model.id!r} takes {modality} vectors of {id!r} as it was fitted on one job's items, "
+                    "and which job that was is not recorded: use a predict job on that job's feature set."
+                )
+                raise InvalidRequestError(message, code="unsuitable_model", param="model")
+            encoders[modality] = fitted[modality]["id"]
+    return encoders
 
 
 def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:
@@ -62,7 +90,7 @@ def _encoding(model: Model, request: ItemSource) -> dict[str, Any]:
 def _check_fit(model: Model, schema: dict[str, Any]) -> None:
     """The feature set must hold the vectors of the model's encoders, for at least one of its modalities."""
     needed = model.spec["fine_tuned"]["encoders"]
-    held = {modality: encoder["id"] for modality, encoder in schema["encoders"].items()}
+    held = encoder_ids(schema)
     if not needed.keys() & held.keys() or any(held[m] != id for m, id in needed.items() if m in held):
         message = f"The feature set was made with the encoders {held}; the model takes {needed}."
         raise InvalidRequestError(message, code="unsuitable_features", param="features")

@@ -9,11 +9,13 @@ from services.gateway import admission
 from services.gateway.deps import Services
 from services.gateway.sources import settle
 from shared import schemas
+from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
 from shared.fine_tuning import JobRequest
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.backlog import check_backlog, check_with_others
+from shared.jobs.encoders import with_models
 from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
@@ -39,10 +41,11 @@ def submit(
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
         request = settle(session, tenant, request)
+        catalog = with_models(session, tenant, services.catalog, request.encoders)
         files = _files_of(request)
         input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
         check_backlog(session, tenant, services.settings.limits, input_bytes)
-    admission.check(request, tenant, services.settings, services.catalog)
+    admission.check(request, tenant, services.settings, catalog)
     new = NewJob(
         id=new_id("job"),
         tenant=tenant,
@@ -52,14 +55,15 @@ def submit(
         file_ids=files,
         features=getattr(request, "features", None),
         model=request.fusion.model if isinstance(request, FeaturesRequest) else getattr(request, "model", None),
+        encoders=[id for id in request.encoders.chosen().values() if isinstance(catalog.get(id), FittedEncoder)],
         input_bytes=input_bytes,
         timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
     )
-    plan = _prepare(services, new, request, len(body))
+    plan = _prepare(services, new, request, catalog, len(body))
     return _insert(services, new, plan)
 
 
-def _prepare(services: Services, new: NewJob, request: ItemSource, body_bytes: int) -> Plan | None:
+def _prepare(services: Services, new: NewJob, request: ItemSource, catalog: Catalog, body_bytes: int) -> Plan | None:
     """Objects first: the plan of a small inline job, or the items of a large one, for the dispatcher to plan."""
     if request.items is None:
         return None
@@ -76,8 +80,9 @@ def _prepare(services: Services, new: NewJob, request: ItemSource, body_bytes: i
         services.store,
         new.id,
         request,
-        catalog=services.catalog,
+        catalog=catalog,
         limits=services.settings.limits,
+        fetching=services.settings.fetching,
         resolve_files=resolve,
     )
 

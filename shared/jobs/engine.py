@@ -7,6 +7,7 @@ A shard is held under a *lease*: a token and an expiry that only its holder know
 shard is conditional on the token, so a worker that was frozen past its lease changes nothing when it thaws.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from datetime import UTC, timedelta
@@ -59,15 +60,16 @@ def claim(
     protocol: int = PROTOCOL,
     lease_seconds: float = 30.0,
     starving_seconds: float = 10.0,
+    largest: float = math.inf,
 ) -> list[Lease]:
-    """Leases up to `limit` ready shards of `protocol` or below: by priority, then the fair tag; those that `loaded`
-    models suit go first unless the oldest in sight has waited `starving_seconds`."""
+    """Leases up to `limit` ready shards of `protocol` or below that cost at most `largest`: by priority, then the fair
+    tag; those that `loaded` models suit go first unless the oldest in sight has waited `starving_seconds`."""
     rows = session.execute(
         _CLAIM,
         {
             "queue": queue.value, "worker": worker, "limit": limit, "loaded": list(loaded), "window": CLAIM_WINDOW,
             "lease": timedelta(seconds=lease_seconds), "starving": timedelta(seconds=starving_seconds),
-            "protocol": protocol,
+            "protocol": protocol, "largest": largest,
         },
     ).all()  # fmt: skip
     if not rows:
@@ -83,7 +85,7 @@ def claim(
     return [
         Lease(
             shard_id=row.id, token=row.lease_token, job_id=row.job_id, tenant=row.tenant, stage=Stage(row.stage),
-            index=row._mapping["index"], items=row.items, spec=row.spec, isolated=row.isolated,
+            index=row._mapping["index"], items=row.items, cost=row.cost, spec=row.spec, isolated=row.isolated,
             strikes={int(k): v for k, v in row.strikes.items()}, request=row.request, schema=row.schema,
             checkpoints=row.checkpoints,
             protocol=row.protocol,
@@ -95,7 +97,8 @@ def claim(
 _CLAIM = text("""
     WITH head AS MATERIALIZED (
         SELECT id, affinity, ready_at FROM shards
-        WHERE queue = :queue AND state = 'ready' AND protocol <= :protocol AND run_after <= clock_timestamp()
+        WHERE queue = :queue AND state = 'ready' AND run_after <= clock_timestamp()
+              AND protocol <= :protocol AND cost <= :largest
         ORDER BY priority DESC, vtime, id LIMIT :window
     ), starving AS (
         SELECT coalesce(min(ready_at) < clock_timestamp() - cast(:starving AS interval), false) AS yes FROM head
@@ -210,7 +213,7 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
         job.items_partial += result.partial
         job.items_failed += result.failed
         if result.schema_update:
-            job.schema = {**job.schema, **result.schema_update}
+            job.schema = _merged(job.schema, result.schema_update)
         if result.model is not None and result.stored is not None:
             register_model(session, job, result.model, result.stored)
         if result.cached is not None:
@@ -219,6 +222,12 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
         end_shard(session, job, shard, ShardState.DONE)
         accepted.add(shard.id)
     return accepted
+
+
+def _merged(schema: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """A job's schema with more in it. Of objects that both have, the entries: each fit of a job names its own model."""
+    both = {k: {**schema[k], **v} for k, v in update.items() if isinstance(v, dict) and isinstance(schema.get(k), dict)}
+    return {**schema, **update, **both}
 
 
 def release(session: Session, lease: Lease, *, delay_seconds: float = 0.0) -> None:

@@ -6,12 +6,22 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
+from shared.fine_tuning import TrainEncoder
 from shared.jobs import outputs
 from shared.jobs.models import Job, JobStage, Shard
 from shared.jobs.protocol import protocol_of
 from shared.jobs.records import Lease, Plan, Slice
 from shared.jobs.states import ShardState
-from shared.jobs.transitions import add_item_errors, end_job, end_shard, fair_tags, held, lock_job, set_status
+from shared.jobs.transitions import (
+    add_event,
+    add_item_errors,
+    end_job,
+    end_shard,
+    fair_tags,
+    held,
+    lock_job,
+    set_status,
+)
 from shared.queues import Modality, Stage, queue_of
 from shared.schemas import JobStatus, JobType
 
@@ -46,6 +56,10 @@ def lay_out(session: Session, job: Job, plan: Plan) -> None:
     if job.type == JobType.FINE_TUNE and rows:
         items = sum(part.items for part in plan.slices)
         rows.append(_row(job, Stage.FINE_TUNE, 0, items, {}, waiting_on=len(plan.slices)))
+        if job.request.get("train_encoder", TrainEncoder.FROZEN) != TrainEncoder.FROZEN:
+            ids = {m: encoder["id"] for m, encoder in job.schema["encoders"].items()}
+            trained = {m: ids.pop(m) for m in fits}
+            add_event(session, job.id, "training.encoders", {"trained": trained, "frozen": ids})
     _insert(session, job, rows)
 
 

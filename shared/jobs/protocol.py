@@ -9,7 +9,8 @@ Workers of the first schema claim whatever is there, so the first line must not 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from shared.queues import Stage
+from shared.jobs.encoders import named_models
+from shared.queues import Modality, Stage
 from shared.schemas import JobType
 
 
@@ -21,7 +22,15 @@ class Added(NamedTuple):
     asks: Callable[[Mapping[str, Any]], bool]
 
 
-ADDED: tuple[Added, ...] = (Added(2, Stage.PLAN, lambda request: request["type"] != JobType.FEATURES),)
+def _has_other_encoders(request: Mapping[str, Any]) -> bool:
+    """Encoders that are named by a model's id, or that the job itself may train."""
+    return request.get("type") == JobType.FINE_TUNE or bool(named_models(request.get("encoders") or {}))
+
+
+ADDED: tuple[Added, ...] = (
+    Added(2, Stage.PLAN, lambda request: request["type"] != JobType.FEATURES),
+    *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
+)
 
 #: The highest protocol that this release understands.
 PROTOCOL = max((added.protocol for added in ADDED), default=1)

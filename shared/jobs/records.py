@@ -22,6 +22,7 @@ class Lease:
     stage: Stage
     index: int
     items: int
+    cost: float
     spec: dict[str, Any]
     isolated: bool
     strikes: dict[int, int]

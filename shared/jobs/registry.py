@@ -4,8 +4,8 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import Exists, exists, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from shared import schemas
 from shared.errors import ConflictError, NotFoundError
@@ -39,17 +39,25 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
     ]
 
 
-def is_needed(source_id: Any) -> Exists:
-    """The condition that a job which has not ended needs the feature set or model with this id, or what came of it."""
+def is_needed(source_id: Any) -> ColumnElement[bool]:
+    """The condition that the feature set or model with this id, or a model that came of it, is needed: by a job which
+    has not ended, or by another job's model that takes its vectors."""
     made = select(Model.id).where(Model.job_id == source_id)
-    return exists().where(
+    read = exists().where(
         (JobSource.source_id == source_id) | JobSource.source_id.in_(made),
         Job.id == JobSource.job_id,
         Job.status.not_in(ENDED_JOBS),
     )
+    user = aliased(Model)
+    takes = [user.spec["fine_tuned"]["encoders"][m.value].as_string() for m in Modality]
+    built_on = exists().where(
+        or_(*(encoder == source_id for encoder in takes), *(encoder.in_(made) for encoder in takes)),
+        func.coalesce(user.job_id, "") != source_id,  # a job's own models go with it
+    )
+    return read | built_on
 
 
-def find_model(session: Session, tenant: str, id: str, *, lock: bool = False) -> Model:
+def find_model(session: Session, tenant: str, id: str, *, lock: bool = False, param: str = "model") -> Model:
     """A model that a job of the tenant made; `lock`: it cannot be deleted before the end of this transaction.
 
     Raises NotFoundError (`model_not_found`).
@@ -57,9 +65,7 @@ def find_model(session: Session, tenant: str, id: str, *, lock: bool = False) ->
     query = select(Model).where(Model.id == id, Model.tenant == tenant)
     model = session.scalar(query.with_for_update(read=True) if lock else query)
     if model is None:
-        raise NotFoundError(
-            f"There is no model {id!r} that a job of yours made.", code="model_not_found", param="model"
-        )
+        raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found", param=param)
     return model
 
 
@@ -71,8 +77,10 @@ def delete_model(session: Session, tenant: str, id: str) -> None:
     model = session.scalar(select(Model).where(Model.id == id, Model.tenant == tenant).with_for_update())
     if model is None:
         raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found")
-    if session.scalar(select(is_needed(id))):
-        raise ConflictError(f"A job that has not ended needs the model {id!r}.", code="model_in_use")
+    maker = session.get(Job, model.job_id)
+    if (maker is not None and maker.status not in ENDED_JOBS) or session.scalar(select(is_needed(id))):
+        message = f"A job that has not ended, or a model that takes its vectors, needs the model {id!r}."
+        raise ConflictError(message, code="model_in_use")
     session.delete(model)
 
 

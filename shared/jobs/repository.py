@@ -21,11 +21,15 @@ from shared.jobs.transitions import fair_tags, set_deadline, set_status
 from shared.queues import Queue, Stage
 from shared.schemas import JobStatus, JobType
 
+#: The cost of a plan is counted in so many bytes; of a prefix it is not known before, and taken to be much.
+PLAN_BYTES, UNKNOWN_PLAN_COST = 1024**2, 1000.0
+
 
 @dataclass(frozen=True)
 class NewJob:
     """A job that was accepted. `request` is without inline items; `file_ids` are what it reads, `input` among them;
-    `features` is the job whose feature set it reads, `model` what it predicts with."""
+    `features` is the job whose feature set it reads, `model` what it predicts with, `encoders` the models among its
+    encoders."""
 
     id: str
     tenant: str
@@ -35,6 +39,7 @@ class NewJob:
     file_ids: Collection[str] = field(default_factory=tuple)
     features: str | None = None
     model: str | None = None
+    encoders: Collection[str] = ()
     input_bytes: int = 0
     timeout_seconds: int | None = None
 
@@ -83,9 +88,10 @@ def _pin_sources(session: Session, new: NewJob) -> None:
     """Locks what the job needs until it is written down that the job needs it: then nobody can delete it."""
     if new.features is not None:
         find_features(session, new.tenant, new.features, lock=True)
-    if new.model is not None:
-        registry.find_model(session, new.tenant, new.model, lock=True)
-    sources = [{"job_id": new.id, "source_id": id} for id in (new.features, new.model) if id is not None]
+    models = sorted({*new.encoders, *filter(None, [new.model])})
+    for id in models:
+        registry.find_model(session, new.tenant, id, lock=True)
+    sources = [{"job_id": new.id, "source_id": id} for id in (*filter(None, [new.features]), *models)]
     if sources:
         session.execute(insert(JobSource), sources)
 
@@ -106,13 +112,15 @@ def find_features(session: Session, tenant: str, id: str, *, lock: bool = False)
 
 
 def queue_plan(session: Session, job: Job) -> None:
-    """Leaves the planning of a new job to the dispatcher."""
-    [vtime] = fair_tags(session, Queue.PLAN, job.tenant, [1.0])
+    """Leaves the planning of a new job to the dispatcher. It costs what there is to read."""
+    of_a_prefix = (job.request.get("input") or {}).get("s3_prefix") is not None
+    cost = UNKNOWN_PLAN_COST if of_a_prefix else 1.0 + job.input_bytes / PLAN_BYTES
+    [vtime] = fair_tags(session, Queue.PLAN, job.tenant, [cost])
     session.add(JobStage(job_id=job.id, stage=Stage.PLAN, shards_total=1))
     session.add(
         Shard(
             job_id=job.id, tenant=job.tenant, stage=Stage.PLAN, queue=Queue.PLAN, index=0, priority=job.priority,
-            vtime=vtime, protocol=protocol_of(Stage.PLAN, job.request),
+            cost=cost, vtime=vtime, protocol=protocol_of(Stage.PLAN, job.request),
         )
     )  # fmt: skip
     job.shards_open = 1
@@ -168,7 +176,7 @@ def delete(session: Session, tenant: str, id: str) -> None:
     if job.status not in ENDED_JOBS:
         raise ConflictError(f"The job {id!r} is {job.status}; cancel it first.", code="job_not_finished")
     if session.scalar(select(registry.is_needed(id))):
-        message = f"A job that has not ended needs the feature set or a model of the job {id!r}."
+        message = f"A job that has not ended, or a model, needs the feature set or a model of the job {id!r}."
         raise ConflictError(message, code="job_in_use")
     job.deleted_at, job.idempotency_key = func.clock_timestamp(), None
 

@@ -8,7 +8,7 @@ from shared.planning.media import Finder
 from shared.planning.planner import Place, PlanRequest, Source, plan_rows
 from shared.planning.rows import Row
 from shared.schemas import ItemSource
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
 
 
@@ -19,6 +19,7 @@ def plan_inline(
     *,
     catalog: Catalog,
     limits: Limits,
+    fetching: Fetching,
     resolve_files: Finder,
 ) -> Plan:
     """Plans the items in a request. The slices are written when this returns; call `lay_out` with the plan.
@@ -32,5 +33,6 @@ def plan_inline(
         Place(store, job_id, uuid4()),
         catalog=catalog,
         limits=limits,
+        fetching=fetching,
         resolve_files=resolve_files,
     )

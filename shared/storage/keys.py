@@ -55,9 +55,14 @@ def shard_result(job_id: str, stage: Stage, index: int, token: UUID) -> str:
     return f"{JOBS}{job_id}/{stage.value}/{index:06d}-{token.hex}.safetensors"
 
 
-def checkpoint(job_id: str, token: UUID, name: str, number: int) -> str:
+def splits(job_id: str) -> str:
+    """Which items train, validate and test; whoever works it out, it comes out the same."""
+    return f"{JOBS}{job_id}/splits.json"
+
+
+def checkpoint(job_id: str, stage: Stage, token: UUID, name: str, number: int) -> str:
     """What training left to resume from."""
-    return f"{JOBS}{job_id}/{Stage.FINE_TUNE.value}/{token.hex}-{number:06d}-{name}"
+    return f"{JOBS}{job_id}/{stage.value}/{token.hex}-{number:06d}-{name}"
 
 
 def prediction_part(job_id: str, index: int, token: UUID) -> str:

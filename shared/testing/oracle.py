@@ -68,6 +68,8 @@ def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]
         named.update({saved["key"]: saved["sha256"] for saved in checkpoints.values()})
     for spec in session.scalars(select(Model.spec)):
         named.update({file["key"]: file["sha256"] for file in spec["files"].values()})
+    for schema in session.scalars(select(Job.schema).where(Job.schema.has_key("splits"))):
+        named[schema["splits"]["key"]] = schema["splits"]["sha256"]
     for spec in session.scalars(select(Shard.spec).where(Shard.stage == Stage.FUSION.value)):
         named[spec["slice"]["key"]] = spec["slice"]["sha256"]
         for key in _media_of(store, spec):

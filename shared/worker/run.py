@@ -58,8 +58,11 @@ def build_context(queue: Queue) -> WorkerContext:
     )
 
 
-def run_worker(queue: Queue, make_pool: PoolFactory) -> NoReturn:
-    """Runs a worker of `queue` until SIGTERM or SIGINT, and ends the process."""
+def run_worker(queue: Queue, make_pool: PoolFactory, *, runners: int = 1, ahead: int = 1) -> NoReturn:
+    """Runs a worker of `queue` until SIGTERM or SIGINT, and ends the process.
+
+    It runs so many shards at a time, and holds so many behind them.
+    """
     requests = StopRequests()
     try:
         context = build_context(queue)
@@ -68,7 +71,7 @@ def run_worker(queue: Queue, make_pool: PoolFactory) -> NoReturn:
     scratch = use_scratch_folder()
     pool = make_pool(context)  # decode processes are spawned here, before torch is loaded
     held = HeldLeases(context.worker_id, queue, pool.loaded_models)
-    loop = ShardLoop(context, pool, held)
+    loop = ShardLoop(context, pool, held, runners=runners, ahead=ahead)
     requests.arm()
     loop.start()
     listen_for_hints(

@@ -1,5 +1,6 @@
 """Planning on real Postgres and S3: manifests of every kind become slices, and a dispatcher process does it."""
 
+import gzip
 import io
 import json
 import os
@@ -260,6 +261,67 @@ def test_what_ends_the_job(context: WorkerContext, source: dict[str, str], code:
     with pytest.raises(JobError) as caught:
         make_plan(context, claim(context))
     assert caught.value.error_code == code
+
+
+def small_zip(*texts: bytes) -> bytes:
+    """A zip of texts."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, text in enumerate(texts):
+            archive.writestr(f"{i}.txt", text)
+    return buffer.getvalue()
+
+
+THREE = lines(*({"id": str(i), "text": "x"} for i in range(3)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "manifest", "code"),
+    [
+        ({"items": 2}, THREE, "too_many_items"),
+        ({"items": 2}, small_zip(b"a", b"b", b"c"), "too_many_items"),
+        ({"archive_members": 2}, small_zip(b"a", b"b", b"c"), "archive_too_large"),
+        ({"archive_bytes": 1000}, small_zip(bytes(1001)), "archive_too_large"),
+        ({"archive_bytes": 50}, gzip.compress(THREE), "archive_too_large"),
+        ({"archive_ratio": 10}, small_zip(bytes(17 * 1024**2)), "archive_too_large"),
+    ],
+    ids=["lines", "members-as-items", "members", "zip-bytes", "gzip-bytes", "ratio"],
+)
+def test_a_manifest_over_a_limit_fails_its_job(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], manifest: bytes, code: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(context.settings.limits, name, value)
+    id = submit(context, {"file_id": upload(context, manifest)})
+    lease = claim(context)
+    with pytest.raises(JobError) as caught:
+        make_plan(context, lease)
+    with context.sessions.begin() as session:
+        engine.fail_job(session, lease, caught.value.error_code, caught.value.message)
+    with context.sessions() as session:
+        job = session.get_one(Job, id)
+        assert (job.status, job.error_code, job.shards_open) == (JobStatus.FAILED, code, 0)
+        assert str(next(iter(limits.values()))) in (job.error_message or ""), "the message says which limit it was"
+
+
+@pytest.mark.parametrize(
+    ("limits", "item", "code"),
+    [
+        ({"line_bytes": 100}, {"text": "x" * 100}, "invalid_item"),
+        ({"text_bytes": 10}, {"text": "x" * 11}, "text_too_large"),
+        ({"media_bytes": 10}, {"image": "data:image/png;base64," + "AAAA" * 10}, "media_too_large"),
+    ],
+)
+def test_an_item_over_a_limit_fails_alone(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], item: dict[str, str], code: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(context.settings.limits, name, value)
+    manifest = lines({"id": "large", **item}, {"id": "small", "text": "x"})
+    id, planned = plan(context, {"file_id": upload(context, manifest)})
+    assert [item.id for item in planned] == ["small"]
+    found = errors_of(context, id)
+    assert code in found.get("large", found.get("line-1", []))
 
 
 def test_another_tenants_manifest_is_not_found(context: WorkerContext) -> None:

@@ -169,6 +169,20 @@ def test_queues_with_ready_shards_are_hinted(context: SweepContext) -> None:
 # Publishing
 
 
+def test_shards_that_wait_for_newer_workers_are_counted_and_hinted(context: SweepContext) -> None:
+    hinted: list[Queue] = []
+    listening = replace(context, hint=hinted.extend)
+    make_job(context)
+    with context.sessions.begin() as session:
+        session.add(Worker(id="old", pool="text", host="h", pid=1, version="1"))
+    assert rescue.warn(listening, now()) == 0
+    with context.sessions.begin() as session:
+        session.execute(update(Shard).where(Shard.stage == Stage.TEXT.value).values(protocol=2))
+    assert rescue.warn(listening, now()) > 0
+    rescue.hint(listening, now())
+    assert hinted == [Queue.TEXT]  # a new worker may come at any time
+
+
 def test_two_sweeps_publish_each_job_once(context: SweepContext) -> None:
     ids = [make_job(context) for _ in range(10)]
     running = make_job(context)
@@ -439,7 +453,8 @@ def test_an_outage_is_waited_out(context: SweepContext, settings: Settings) -> N
     assert tick(no_postgres, urgent_steps(), now(), Metrics()) == {}
     steps = housekeeping_steps()
     assert "publish" not in tick(no_s3, steps, now(), Metrics())
-    assert tick(no_s3, urgent_steps(), now(), Metrics()) == {"rescue": 0, "end_overdue": 0, "hint": 0}
+    urgent = {"rescue": 0, "end_overdue": 0, "hint": 0, "warn": 0}
+    assert tick(no_s3, urgent_steps(), now(), Metrics()) == urgent
     assert tick(context, steps, now(), Metrics())["publish"] == 1
     elsewhere.dispose()
 

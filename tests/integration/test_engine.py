@@ -176,10 +176,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert finish(self.sessions, lease)
         assert not finish(self.sessions, lease)
 
-    @rule(lease=consumes(held))
-    def hand_back(self, lease: Lease) -> None:
+    @rule(lease=consumes(held), by_keeper=st.booleans())
+    def hand_back(self, lease: Lease, by_keeper: bool) -> None:
         with self.sessions.begin() as session:
-            engine.release(session, lease)
+            if by_keeper:
+                engine.hand_back(session, [(lease.shard_id, lease.token)])
+            else:
+                engine.release(session, lease)
 
     @rule(lease=consumes(held))
     def fail_once(self, lease: Lease) -> None:
@@ -199,6 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
             engine.fail(session, lease, "zombie", "late")
             engine.fail_job(session, lease, "zombie", "late")
             engine.release(session, lease)
+            engine.hand_back(session, [(lease.shard_id, lease.token)])
             assert engine.renew(session, [(lease.shard_id, lease.token)]).kept == frozenset()
             with pytest.raises(LeaseLostError):
                 engine.probe(session, lease, 0)
@@ -299,14 +303,16 @@ def test_attempts_are_counted_and_spent(sessions: Sessions) -> None:
 
 
 def test_claiming_or_handing_back_spends_no_attempt(sessions: Sessions) -> None:
-    """An outage may hand a shard back for ever."""
+    """An outage may hand a shard back for ever, and so may workers that leave; nobody has died."""
     make_job(sessions, slices=1, modalities="t")
-    for _ in range(10):
-        (lease,) = claim(sessions, Queue.TEXT)
-        start(sessions, lease)
-        with sessions.begin() as session:
-            engine.release(session, lease)
-    assert shard_of(sessions, lease).attempts == 0
+    for _ in range(5):
+        for give in (engine.release, lambda session, lease: engine.hand_back(session, [(lease.shard_id, lease.token)])):
+            (lease,) = claim(sessions, Queue.TEXT)
+            start(sessions, lease)
+            with sessions.begin() as session:
+                give(session, lease)
+    shard = shard_of(sessions, lease)
+    assert (shard.attempts, shard.isolated, shard.early_deaths) == (0, False, 0)
 
 
 def test_poison_is_isolated_item_by_item(sessions: Sessions) -> None:

@@ -73,9 +73,11 @@ def test_every_route_is_described_with_examples(document: dict[str, Any]) -> Non
 def test_every_route_of_the_api_documents_its_errors(document: dict[str, Any]) -> None:
     for name, operation in operations(document).items():
         if "/v1/" in name:
-            assert {"401", "422", "500", "503"} <= operation["responses"].keys(), name
+            assert {"401", "422", "429", "500", "503"} <= operation["responses"].keys(), name
+            assert ("requestBody" in operation) <= ("413" in operation["responses"]), name
             assert operation["security"], name
         for status, answer in operation["responses"].items():
+            assert (status in {"429", "503"}) == ("Retry-After" in answer.get("headers", {})) or "/v1/" not in name
             if int(status) >= 400 and name != "GET /readyz":
                 content = answer["content"]["application/json"]
                 assert content["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}, (name, status)

@@ -88,7 +88,7 @@ def _named_by_jobs(session: Session, found: Collection[str]) -> set[str]:
     jobs = session.execute(select(Job.id, Job.schema["plan"].as_string()).where(Job.id.in_(job_of.values())))
     plans = {id: {plan} if plan else set() for id, plan in jobs}
     results = set(session.scalars(select(Shard.result_key).where(Shard.job_id.in_(plans), Shard.result_key.in_(found))))
-    training = select(Shard.checkpoints).where(Shard.job_id.in_(plans), Shard.stage == Stage.FINE_TUNE)
+    training = select(Shard.checkpoints).where(Shard.job_id.in_(plans), Shard.stage.in_([Stage.FIT, Stage.FINE_TUNE]))
     results |= {saved["key"] for checkpoints in session.scalars(training) for saved in checkpoints.values()}
     return {key for key, id in job_of.items() if id in plans and (key in results or _tokens(key) <= plans[id])}
 

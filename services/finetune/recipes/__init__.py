@@ -3,14 +3,14 @@
 from services.finetune.data import Dataset
 from services.finetune.modelling import Outside
 from services.finetune.outcome import Outcome
-from services.finetune.progress import Progress
 from services.finetune.recipes.align import align
 from services.finetune.recipes.classifier import class_problem
 from services.finetune.recipes.regressor import value_problem
 from services.finetune.recipes.supervised import supervised
-from services.finetune.repeatable import repeatable
 from shared.fine_tuning import FineTuneRequest, Method
 from shared.ml.device import choose_device
+from shared.ml.repeatable import repeatable
+from shared.worker.progress import Progress
 
 __all__ = ["Outcome", "fine_tune"]
 
@@ -22,7 +22,7 @@ def fine_tune(data: Dataset, request: FineTuneRequest, progress: Progress, *, de
     however often the run was stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
     """
     outside = Outside(progress, choose_device(device))
-    with repeatable(outside.device):
+    with repeatable(outside.device, sum(rows.size for rows in data.vectors.values())):
         if request.method is Method.ALIGN:
             return align(data, request, outside)
         make_problem = class_problem if request.method is Method.CLASSIFIER else value_problem

@@ -15,13 +15,13 @@ from services.finetune.library import Bench, Network, described
 from services.finetune.modelling import Outside
 from services.finetune.objectives import Contrastive, make_batch
 from services.finetune.outcome import Outcome, as_json
-from services.finetune.repeatable import generator
 from services.finetune.retrieval import mean_reciprocal_rank, retrieval
 from services.finetune.settings import Settings
-from services.finetune.splits import Parts, divide
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Preset, Training
+from shared.ml.repeatable import generator
+from shared.ml.splits import Parts, divide
 from shared.ml.trained import Member, Task, TrainedConfig, TrainedModel, save_trained
 from shared.schemas import FusionMethod
 

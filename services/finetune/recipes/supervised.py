@@ -17,11 +17,11 @@ from services.finetune.library import described
 from services.finetune.modelling import Outside, Run, Trained, train_model
 from services.finetune.outcome import Outcome, as_json
 from services.finetune.problem import Problem
-from services.finetune.repeatable import generator
-from services.finetune.splits import Parts, divide
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
+from shared.ml.repeatable import generator
+from shared.ml.splits import Parts, divide
 from shared.ml.trained import Task
 from shared.queues import Modality
 

@@ -42,7 +42,7 @@ _METADATA_FILTER = {
     summary="Create a job",
     status_code=202,
     responses={
-        **answers(examples.JOB, 400, 404, 413, 429, status=202, words="Accepted; it cannot be lost any more"),
+        **answers(examples.JOB, 400, 404, 413, 507, status=202, words="Accepted; it cannot be lost any more"),
         **answers(examples.JOB, words="The job that an earlier request with this Idempotency-Key created"),
     },
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -75,7 +76,9 @@ async def follow_job(
     first = await run_in_threadpool(events.look, services, caller.tenant, id, begin)
     if first.over and not first.events:
         return Response(status_code=204)
-    return EventSourceResponse(events.stream(services, caller.tenant, id, begin, first), sep="\n")
+    leaving = anyio.Event()
+    content = events.stream(services, caller.tenant, id, begin, first, leaving)
+    return EventSourceResponse(content, sep="\n", shutdown_event=leaving, shutdown_grace_period=events.LEAVE_SECONDS)
 
 
 @router.get(

@@ -24,3 +24,11 @@ def upgrade() -> None:
     )
     op.create_index("ix_job_sources_source_id", "job_sources", ["source_id"])
     op.alter_column("models", "modality", nullable=True)
+
+
+def downgrade() -> None:
+    """Takes the column and the table away; models without a modality go with them."""
+    op.execute("DELETE FROM models WHERE modality IS NULL")
+    op.alter_column("models", "modality", nullable=False)
+    op.drop_table("job_sources")
+    op.drop_column("shards", "checkpoints")

@@ -2,7 +2,7 @@
 
 import time
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from shared.errors import TriviumError
 from shared.jobs import engine
@@ -20,8 +20,45 @@ EVENT_SECONDS = 1.0
 _OFTEN = frozenset({"epoch", "trial"})
 
 
+class Progress(Protocol):
+    """The outside of a training run: signals to stop, events, checkpoints."""
+
+    def check(self) -> None:
+        """Raises what should stop the run. Called at least once a batch."""
+        ...
+
+    def report(self, kind: str, **facts: Any) -> None:
+        """Something happened: `split`, `warning`, `epoch`, `trial`, `model`, `step`, each with small JSON facts."""
+        ...
+
+    def save(self, name: str, state: bytes) -> None:
+        """Keeps a checkpoint under `name`, instead of the one before."""
+        ...
+
+    def restore(self, name: str) -> bytes | None:
+        """What was saved last under `name`, by this run or by one that was stopped; None if nothing was."""
+        ...
+
+
+class Silence:
+    """Nobody listens, nothing is kept."""
+
+    def check(self) -> None:
+        """Never stops."""
+
+    def report(self, kind: str, **facts: Any) -> None:
+        """Forgets."""
+
+    def save(self, name: str, state: bytes) -> None:
+        """Forgets."""
+
+    def restore(self, name: str) -> bytes | None:  # noqa: ARG002
+        """Nothing."""
+        return None
+
+
 class JobProgress:
-    """A `Progress` (services.finetune.progress) of one lease."""
+    """The progress of one lease."""
 
     def __init__(self, context: WorkerContext, lease: Lease, control: Control):
         self._context, self._lease, self._control = context, lease, control
@@ -52,7 +89,7 @@ class JobProgress:
     def save(self, name: str, state: bytes) -> None:
         """Object first, row last; the object before it is of no more use."""
         lease = self._lease
-        key = keys.checkpoint(lease.job_id, lease.token, name, next(self._saves))
+        key = keys.checkpoint(lease.job_id, lease.stage, lease.token, name, next(self._saves))
         store = self._context.store
         stored = self._control.patiently(lambda: store.put(key, state, "application/octet-stream"))
 

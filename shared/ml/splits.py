@@ -1,15 +1,19 @@
 """Which items train, which judge, and which are only tested on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.finetune.data import Mask, Rows
 from shared.errors import JobError
-from shared.fine_tuning import Splitting
-from shared.schemas import Split
+from shared.fine_tuning import FineTuneRequest, Method, Splitting
+from shared.ml.repeatable import generator
+from shared.schemas import PlannedItem, Split
+
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.intp]
 
 #: Numbers are stratified by this many quantiles, if there are ten items for each.
 _BINS = 10
@@ -27,6 +31,35 @@ class Parts:
     def named(self) -> dict[Split, Rows]:
         """By name."""
         return {Split.TRAIN: self.train, Split.VALIDATION: self.validation, Split.TEST: self.test}
+
+
+def split_items(items: Iterable[PlannedItem], request: FineTuneRequest) -> dict[str, Split]:
+    """The part of each item that has an answer, by id: always the same for the same items, whatever their order.
+
+    Of all items of a job, so that those who train agree even if they cannot read the same ones. Raises JobError
+    (`too_few_items`).
+    """
+    asked = sorted((i for i in items if answer_of(i, request.method) is not None), key=lambda item: item.id)
+    if not asked:
+        wanted = "a number as target" if request.method is Method.REGRESSOR else "a label"
+        raise JobError(f"No item has {wanted}, and training needs some that do.", code="too_few_items")
+    if request.method is Method.REGRESSOR:
+        strata = quantile_strata(np.array([item.target for item in asked], np.float64))
+    else:
+        places = {name: place for place, name in enumerate(sorted({name for item in asked for name in item.label}))}
+        strata = np.zeros((len(asked), len(places)), np.bool_)
+        for row, item in zip(strata, asked, strict=True):
+            row[[places[name] for name in item.label]] = True
+    rng = generator(request.training.seed, "split")
+    parts = divide([item.split for item in asked], strata, request.splitting, rng)
+    return {asked[row].id: part for part, rows in parts.named().items() for row in rows}
+
+
+def answer_of(item: PlannedItem, method: Method) -> list[str] | float | None:
+    """What a model should say of an item: its labels, or a number; None if nobody knows."""
+    if method is not Method.REGRESSOR:
+        return item.label or None
+    return item.target if isinstance(item.target, float | int) and isfinite(item.target) else None
 
 
 def divide(given: Sequence[str | None], strata: Mask, options: Splitting, rng: np.random.Generator) -> Parts:

@@ -7,6 +7,10 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
+
+#: Up to so many numbers in the data one thread is as quick as several, and much quicker where others compute too.
+ONE_THREAD = 10_000_000
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -21,11 +25,23 @@ def generator(*parts: int | str) -> np.random.Generator:
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
+def repeatable(device: torch.device, numbers: int = ONE_THREAD) -> Iterator[None]:
     """Within it torch repeats itself bit by bit, on one machine with one number of threads; after it all is as before.
 
-    On CUDA it does so as far as it can: an operation that cannot is warned of.
+    With only so many `numbers` in the data that threads would rather wait for each other, it is one thread. On CUDA
+    torch repeats itself as far as it can: an operation that cannot is warned of.
     """
+    threads = torch.get_num_threads()
+    with threadpool_limits(1 if numbers < ONE_THREAD else threads), _deterministic(device):
+        torch.set_num_threads(1 if numbers < ONE_THREAD else threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
