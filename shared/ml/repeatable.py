@@ -16,7 +16,8 @@ ONE_THREAD = 10_000_000
 def derived_seed(*parts: int | str) -> int:
     """A seed that depends on all parts: the run's seed, what it is for, the epoch."""
     numbers = [crc32(part.encode()) if isinstance(part, str) else part for part in parts]
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    # With their count, since zeros at the end would change nothing.
+    return int(np.random.SeedSequence([len(parts), *numbers]).generate_state(1, np.uint64)[0])
 
 
 def generator(*parts: int | str) -> np.random.Generator:
