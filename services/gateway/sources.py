@@ -8,7 +8,7 @@ from shared.catalog import Catalog
 from shared.errors import InvalidRequestError
 from shared.fine_tuning import FineTuneRequest, JobRequest
 from shared.jobs import registry, repository
-from shared.jobs.encoders import encoder_ids
+from shared.jobs.encoders import MODEL, encoder_ids
 from shared.jobs.models import Model
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality
@@ -48,21 +48,14 @@ def find_predictor(session: Session, tenant: str, id: str) -> Model:
 
 
 def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
-    """Whose vectors a model takes: encoders' ids in the catalogue, and the ids of models that a job fitted.
+    """Whose vectors a model takes: encoders' ids in the catalogue, and the ids of models that a job made.
 
-    Raises InvalidRequestError: `unknown_encoder`, or `unsuitable_model` if it is not known which one was fitted.
+    Raises InvalidRequestError (`unknown_encoder`) if the catalogue has one no more.
     """
     encoders = {Modality(name): id for name, id in model.spec["fine_tuned"]["encoders"].items()}
-    fitted = model.spec.get("fitted_models", {})
     for modality, id in encoders.items():
-        if catalog.resolve(modality, id).fitted:
-            if modality not in fitted:
-                message = (
-                    f"The model {model.id!r} takes {modality} vectors of {id!r} as it was fitted on one job's items, "
-                    "and which job that was is not recorded: use a predict job on that job's feature set."
-                )
-                raise InvalidRequestError(message, code="unsuitable_model", param="model")
-            encoders[modality] = fitted[modality]["id"]
+        if not id.startswith(MODEL):
+            catalog.resolve(modality, id)
     return encoders
 
 

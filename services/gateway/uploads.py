@@ -25,7 +25,7 @@ log = get_logger(__name__)
 #: The fields beside the file are short.
 _FIELD_BYTES, _FIELD_COUNT = 4096, 16
 
-_PURPOSE = re.compile(r"[a-z0-9_-]{1,64}")
+PURPOSE = "[a-z0-9_-]{1,64}"
 #: Control characters, line ends, what turns the direction of writing (`gpj.exe` seen as `exe.jpg`), halves of pairs.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -98,7 +98,7 @@ class MultipartFile:
     def purpose(self) -> str:
         """What the file is for, known after `finish`: a word to filter lists by. Raises InvalidRequestError."""
         word = bytes(self._fields.get("purpose", b"user_data")).decode(errors="replace")
-        if not _PURPOSE.fullmatch(word):
+        if not re.fullmatch(PURPOSE, word):
             raise InvalidRequestError("A purpose is a word of small letters, digits, - and _.", param="purpose")
         return word
 
@@ -148,6 +148,8 @@ class MultipartFile:
                 raise InvalidRequestError("Send one file at a time.", param="file")
             self._file = "open"
             self.filename = clean_filename(options.get(b"filename", b"").decode(errors="replace"))
+        elif name == "purpose" and name in self._fields:
+            raise InvalidRequestError("Send one purpose.", param="purpose")
         elif len(self._fields) < _FIELD_COUNT:
             self._field = self._fields.setdefault(name, bytearray())
         else:

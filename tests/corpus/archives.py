@@ -57,7 +57,9 @@ def _tars() -> dict[str, tuple[bytes, str]]:
         "tar: hidden files and those of macOS": (_tar({".a.txt": b"x", "__MACOSX/a.txt": b"x", "b.txt": b"y"}), "b ok"),
         "tar: names of 5,000 characters": (_tar({"d/" * 2500 + "a.txt": b"x"}), "every_item_failed"),
         "tar: names of no UTF-8": (_tar({"\udcff.txt": b"x"}), "\ufffd ok"),
-        "tar: stems that are no ids": (_tar({"a\nb.txt": b"x", "c.txt": b"y"}), "c ok, line-1 invalid_item"),
+        "tar: control characters": (_tar({"a\nb\r.txt": b"x", "Icon\r": b"", "c.txt": b"y"}), "ab ok, c ok"),
+        "tar: dots around a control character": (_tar({".\x01./a.txt": b"x"}), "unsafe_archive"),
+        "tar: stems that are no ids": (_tar({"a" * 257 + ".txt": b"x", "c.txt": b"y"}), "c ok, line-1 invalid_item"),
         "tar: nothing of use": (_tar({"README": b"x"}), "empty_manifest"),
         "tar: no members": (bytes(10_240), "empty_manifest"),
         "tar: more members than are allowed": (

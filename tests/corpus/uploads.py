@@ -45,6 +45,7 @@ def _forms() -> list[Request]:
         "10,000 headers": (b"--b\r\n" + b"X: y\r\n" * 10_000 + b"\r\nx" + end, _FORM, "422 invalid_multipart"),
         "100,000 parts": (b"".join(field % i for i in range(100_000)) + b"--b--\r\n", _FORM, "422 invalid_multipart"),
         "a field of 1 MiB": (part + b"x" + purpose + b"x" * 2**20 + end, _FORM, "422 invalid_multipart"),
+        "two purposes": (part + b"x" + purpose + b"a" + purpose + b"b" + end, _FORM, "422 invalid_request"),
         "an odd purpose": (part + b"x" + purpose + b"../x" + end, _FORM, "422 invalid_request"),
         "cut off": (part + b"x", _FORM, "422 invalid_multipart"),
         "a part within a part": (

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from services.finetune.progress import Silence
+from services.finetune.repeatable import derived_seed, repeatable
 
 from services.finetune import training
 from services.finetune.candidates import Candidate
 from services.finetune.library import Bench
 from services.finetune.objectives import Batch, Contrastive, Supervised, class_weights, make_batch
 from services.finetune.problem import Problem
-from services.finetune.progress import Silence
-from services.finetune.repeatable import derived_seed, repeatable
 from services.finetune.settings import Settings
 from services.finetune.training import rate_factor
 from shared.errors import JobError

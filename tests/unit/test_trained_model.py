@@ -89,7 +89,9 @@ def test_of_nothing_it_says_what_is_so_on_average(task: Task) -> None:
     vectors, _ = items(4)
     nothing = {m: np.zeros(4, np.bool_) for m in DIMENSIONS}
     it = model(task)
-    np.testing.assert_array_equal(it.outputs(vectors, nothing), [it.config.prior] * 4 if it.config.classes else [7.0] * 4)
+    np.testing.assert_array_equal(
+        it.outputs(vectors, nothing), [it.config.prior] * 4 if it.config.classes else [7.0] * 4
+    )
 
 
 @settings(max_examples=10)

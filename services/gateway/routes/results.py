@@ -17,13 +17,11 @@ from services.gateway.openapi import COMMON_ERRORS, answers, errors
 from services.gateway.paging import page
 from services.gateway.results import FeatureSet, as_jsonl, as_npz, as_parquet
 from services.gateway.streaming import begun
-from shared.errors import ConflictError, InvalidRequestError, NotFoundError
+from shared.errors import ConflictError, NotFoundError
 from shared.jobs import outputs, repository
 from shared.schemas import ItemErrorEntry, JobEvent, JobStatus, JobType, Page, Part
 
 router = APIRouter(tags=["results"], responses=COMMON_ERRORS)
-
-_LARGEST_ID = 2**63 - 1
 
 
 class ResultFormat(StrEnum):
@@ -41,6 +39,21 @@ _MEDIA_TYPES = {
 }
 
 
+#: As far as Postgres counts.
+_LARGEST_ID = 2**63 - 1
+
+#: One server-sent event; there is no media type in OpenAPI for a stream of them.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+
+
 @router.get(
     "/v1/jobs/{id}/events",
     summary="Follow a job",
@@ -49,7 +62,7 @@ _MEDIA_TYPES = {
         200: {
             "description": "Server-sent events; a list of those so far if JSON is asked for",
             "content": {
-                "text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENT_STREAM},
+                "text/event-stream": {"schema": _EVENT, "example": examples.EVENT_STREAM},
                 "application/json": {"example": examples.page_of(examples.EVENT)},
             },
         },
@@ -64,12 +77,12 @@ async def follow_job(
     caller: CallerDep,
     stream: Annotated[bool | None, Query(description="false: a JSON list of the events so far")] = None,
     limit: Limit = 1000,
-    after: After = None,
-    last_event_id: Annotated[str | None, Header(description="resumes a stream behind this event")] = None,
+    after: Annotated[int, Query(ge=0, le=_LARGEST_ID, description="the `last_id` of the part before")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=_LARGEST_ID, description="resumes a stream behind this event")] = 0,
 ) -> Response | Page[JobEvent]:
     """The job's events as they happen, each as a JobEvent, until it has ended. In between, about each second, an event
     `progress` with `status`, `items` and `stages`, which has no id on the wire, since nothing resumes from it."""
-    begin = _event_id(last_event_id, "Last-Event-ID") or _event_id(after, "after") or 0
+    begin = last_event_id or after
     accepted = request.headers.get("accept", "")
     if stream is False or (stream is None and "application/json" in accepted and "event-stream" not in accepted):
         return await run_in_threadpool(_list_events, services, caller.tenant, id, begin, limit)
@@ -117,10 +130,14 @@ def read_results(
     responses=answers(examples.page_of(examples.PART), 404, 409),
 )
 def list_parts(
-    id: str, services: ServicesDep, caller: CallerDep, limit: Limit = 1000, after: After = None
+    id: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: Limit = 1000,
+    after: Annotated[int, Query(ge=-1, le=_LARGEST_ID, description="the `last_id` of the part before")] = -1,
 ) -> Page[Part]:
     """The Parquet parts in the order of the items, each with its sha256 and a link that is good for an hour."""
-    found = _parts(services, caller.tenant, id, limit=limit + 1, after=_event_id(after, "after"))
+    found = _parts(services, caller.tenant, id, limit=limit + 1, after=after)
     linked = [part.model_copy(update={"url": services.store.presign(part.key)}) for part in found]
     return page(linked, limit, lambda part: part.index)
 
@@ -147,9 +164,7 @@ def _list_events(services: Services, tenant: str, id: str, after: int, limit: in
     return page(found, limit, lambda event: event.id)
 
 
-def _parts(
-    services: Services, tenant: str, id: str, *, limit: int | None = None, after: int | None = None
-) -> list[Part]:
+def _parts(services: Services, tenant: str, id: str, *, limit: int | None = None, after: int = -1) -> list[Part]:
     with services.sessions() as session:
         job = repository.find(session, tenant, id)
         if job.status != JobStatus.SUCCEEDED:
@@ -159,12 +174,4 @@ def _parts(
             message = f"The job {id!r} made a model, and no features of its own: see `models` of the job."
             raise NotFoundError(message, code="no_results")
         stage = outputs.result_stage(JobType(job.type))
-        return outputs.parts(session, id, stage=stage, limit=limit, after=-1 if after is None else after)
-
-
-def _event_id(value: str | None, param: str) -> int | None:
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdecimal() and int(value) <= _LARGEST_ID):
-        raise InvalidRequestError(f"{value!r} is not the id of an entry of this list.", param=param)
-    return int(value)
+        return outputs.parts(session, id, stage=stage, limit=limit, after=after)

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import delete
 
 from services.gateway.app import create_app
 from services.gateway.deps import Services
+from services.gateway.protocol import LimitedHeadProtocol
 from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.ids import new_id
@@ -60,17 +62,26 @@ def app(services: Services) -> FastAPI:
     return create_app(services)
 
 
-@pytest.fixture(scope="module")
-def url(app: FastAPI) -> Iterator[str]:
-    """Where the application is served by uvicorn, in a thread."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """Serves an application by uvicorn, in a thread, as `python -m services.gateway` does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, http=LimitedHeadProtocol, log_config=None, access_log=False, timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    """Where the application is served."""
+    with serve(app) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
