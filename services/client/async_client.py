@@ -152,6 +152,12 @@ class AsyncModels(Resource):
     delete = _call(requests.delete_model)
 
 
+class AsyncPredictions(Resource):
+    """What models say of a few items, while one waits: `client.predictions`."""
+
+    create = _call(requests.create_predictions)
+
+
 class AsyncWorkers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -191,6 +197,7 @@ class AsyncClient:
         self.files = AsyncFiles(self._wire)
         self.jobs = AsyncJobs(self._wire)
         self.models = AsyncModels(self._wire)
+        self.predictions = AsyncPredictions(self._wire)
         self.workers = AsyncWorkers(self._wire)
         self.keys = AsyncKeys(self._wire)
 

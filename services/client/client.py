@@ -150,6 +150,12 @@ class Models(Resource):
     delete = _call(requests.delete_model)
 
 
+class Predictions(Resource):
+    """What models say of a few items, while one waits: `client.predictions`."""
+
+    create = _call(requests.create_predictions)
+
+
 class Workers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -190,6 +196,7 @@ class Client:
         self.files = Files(self._wire)
         self.jobs = Jobs(self._wire)
         self.models = Models(self._wire)
+        self.predictions = Predictions(self._wire)
         self.workers = Workers(self._wire)
         self.keys = Keys(self._wire)
 

@@ -11,7 +11,7 @@ from shared.queues import Modality
 from shared.schemas import FineTuned, ModelEntry
 
 #: The main scores (see `main_score` in a model's metrics) as people write them.
-_SCORE_NAMES = {"accuracy": "accuracy", "f1_micro": "F1 (micro)", "r2": "R²"}
+_SCORE_NAMES = {"f1_micro": "F1 (micro)", "r2": "R²", "mean_reciprocal_rank": "mean reciprocal rank"}
 _FUSED = "fused"
 
 
@@ -45,16 +45,15 @@ def model_details(model: ModelEntry) -> Table:
     return table
 
 
-def main_score(trained: FineTuned) -> dict[str, Any] | None:
-    """The score by which a model is told, on its test items: `name`, `score`, `low` and `high` (95 %), `items`."""
-    fused = trained.metrics.get("alone", {}).get(_FUSED)
-    return None if fused is None else {"name": _score_name(trained), **fused}
-
-
 def scores_table(trained: FineTuned) -> Table:
-    """The main score on test items of each modality alone and of the fusion.
+    """How good a model is on test items: a predicting one beside each modality alone, an aligning one at retrieval."""
+    return _retrieval_table(trained) if "retrieval" in trained.metrics.get("test", {}) else _alone_table(trained)
 
-    On all of them with its 95 % interval, then on those alone that have the modality, with the fusion's beside it.
+
+def _alone_table(trained: FineTuned) -> Table:
+    """The main score of each modality alone and of the fusion.
+
+    On all test items with its 95 % interval, then on those alone that have the modality, with the fusion's beside it.
     """
     rows: dict[str, dict[str, Any]] = trained.metrics.get("alone", {})
     name = _score_name(trained)
@@ -73,6 +72,17 @@ def scores_table(trained: FineTuned) -> Table:
     return table
 
 
+def _retrieval_table(trained: FineTuned) -> Table:
+    """For each direction, how often an item's other modality is the most similar of all, or among the first ten."""
+    columns = ("items", "first", "first ten", "by chance", "median rank")
+    table = table_of("finds", *columns, right=columns)
+    found: dict[str, dict[str, Any]] = trained.metrics["test"]["retrieval"]
+    for direction, row in sorted(found.items()):
+        shares = (row["recall@1"], row["recall@10"], row["chance"]["recall@10"])
+        table.add_row(direction, f"{row['items']:,}", *map(_number, shares), f"{row['median_rank']:g}")
+    return table
+
+
 def warnings(trained: FineTuned) -> list[str]:
     """What the checks found that should be looked at."""
     checks: list[dict[str, str]] = trained.metrics.get("checks", [])
@@ -88,17 +98,17 @@ def _add_training(table: Table, trained: FineTuned) -> None:
         table.add_row("classes", f"{several}{len(trained.classes)}: {', '.join(trained.classes)}")
     for warning in warnings(trained):
         table.add_row("warning", Text(warning, "yellow"))
-    if trained.metrics.get("alone"):
+    if trained.metrics.get("test"):
         table.add_row("on test items", scores_table(trained))
 
 
 def _in_short(trained: FineTuned) -> str:
-    """`accuracy 0.624 on 181 test items; concat of text, image, audio`."""
+    """`accuracy 0.624 on 181 test items; concat of text, image, audio`, as far as it is known."""
     made = f"{', '.join(trained.fusions)} of {', '.join(m.value for m in Modality if m in trained.encoders)}"
-    found = main_score(trained)
-    if found is None:
+    score = trained.metrics.get("test", {}).get(trained.metrics.get("main_score"))
+    if score is None:
         return made
-    return f"{found['name']} {_number(found['score'])} on {found['items']:,} test items; {made}"
+    return f"{_score_name(trained)} {_number(score)} on {trained.metrics['items']['test']:,} test items; {made}"
 
 
 def _score_name(trained: FineTuned) -> str:

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from services.client.errors import ServerFailed
 from services.client.job_options import AnyJobOptions
 from services.client.uploads import OnBytes, Upload, file_upload
+from shared.predictions import PredictionList
 from shared.schemas import (
     Deleted,
     File,
@@ -209,6 +210,23 @@ def read_model_file(id: str, name: str) -> Request[bytes]:
     """One of the `files` of a model that a job made."""
     path = f"/v1/models/{_part(id)}/files/{quote(name)}"
     return Request("GET", path, bytes, stream="bytes", timeout=_TRANSFER_TIMEOUT)
+
+
+def create_predictions(
+    *,
+    model: str,
+    items: Sequence[Item | Mapping[str, Any]],
+    contributions: bool = False,
+    timeout_seconds: float | None = None,
+) -> Request[PredictionList]:
+    """What a model says of a few items, at once; pictures and sounds are `file-…` ids or `data:` URIs.
+
+    `contributions`: and how much each modality moved it. Raises Unavailable if there is no answer in `timeout_seconds`.
+    For more items there is `predict`.
+    """
+    fields = {"model": model, "items": items, "contributions": contributions, "timeout_seconds": timeout_seconds}
+    body = to_jsonable_python({name: value for name, value in fields.items() if value is not None}, exclude_none=True)
+    return Request("POST", "/v1/predictions", PredictionList, json=body, timeout=_TRANSFER_TIMEOUT)
 
 
 def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:

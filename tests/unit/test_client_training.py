@@ -31,7 +31,10 @@ def model() -> dict[str, Any]:
         "created": 1000, "job_id": JOB_ID, "files": sorted(FILES),
         "fine_tuned": {
             "encoders": {"text": "all-minilm-l6-v2", "image": "mobilenet_v2"}, "fusions": ["gated"],
-            "classes": ["cat", "dog"], "metrics": {"main_score": "accuracy", "alone": alone, "checks": checks},
+            "classes": ["cat", "dog"], "metrics": {
+                "main_score": "accuracy", "items": {"train": 1000, "validation": 100, "test": 181},
+                "test": {"accuracy": 0.8012}, "alone": alone, "checks": checks,
+            },
         },
     }  # fmt: skip
 
@@ -197,6 +200,22 @@ class TestModels:
         text = run("model", "show", "hash-text").stdout
         assert "encoder of text" in text
         assert "MIT" in text
+
+    def test_an_aligning_model(self, run: Run, gateway: Gateway) -> None:
+        chance = {"recall@1": 0.006, "recall@10": 0.0552}
+        direction = {"items": 154, "recall@1": 0.25, "recall@10": 0.7, "median_rank": 3.5, "chance": chance}
+        metrics = {
+            "main_score": "mean_reciprocal_rank",
+            "items": {"test": 180},
+            "test": {"mean_reciprocal_rank": 0.4, "retrieval": {"text→image": direction}},
+        }
+        fine_tuned = {"encoders": {"image": "mobilenet_v2"}, "fusions": ["align"], "classes": [], "metrics": metrics}
+        aligning = {**model(), "kind": "align", "fine_tuned": fine_tuned}
+        gateway.answers["GET /v1/models"] = page(aligning)
+        gateway.answers[f"GET /v1/models/{MODEL_ID}"] = httpx.Response(200, json=aligning)
+        assert "mean reciprocal rank 0.400 on 180 test items; align of image" in run("models").stdout
+        lines = [line.split() for line in run("model", "show", MODEL_ID).stdout.splitlines()]
+        assert ["text→image", "154", "0.250", "0.700", "0.055", "3.5"] in lines
 
     def test_a_model_without_scores(self, run: Run, gateway: Gateway) -> None:
         bare = model()

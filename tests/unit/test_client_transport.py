@@ -297,6 +297,16 @@ class TestRequests:
             {"type": "predict", "items": items, "model": MODEL_ID},
         ]
 
+    def test_predictions_at_once(self, run: Any) -> None:
+        said = {"id": "a", "prediction": ["cat"], "probability": 0.75, "contributions": {"text": 0.5}}
+        answers = [error(503), httpx.Response(200, json={"model": MODEL_ID, "data": [said]})]
+        gateway = Script(*answers)
+        items = [{"id": "a", "text": "b"}]
+        found = run(gateway, lambda c: c.predictions.create(model=MODEL_ID, items=items, contributions=True))
+        assert (found.data[0].prediction, found.data[0].contributions) == (["cat"], {"text": 0.5})
+        assert str(gateway.requests[1].url) == f"{URL}/v1/predictions"
+        assert json.loads(gateway.requests[1].content) == {"model": MODEL_ID, "items": items, "contributions": True}
+
     def test_features_are_not_made_of_features(self, run: Any) -> None:
         with pytest.raises(ClientError, match="there already") as caught:
             run(Script(), lambda client: client.features("job-01k9w0c3v8e6m5j2k1x7r4t9qz"))

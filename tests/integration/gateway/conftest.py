@@ -38,6 +38,8 @@ DIMENSION = 4
 MODEL = {"model.safetensors": b"weights" * 100, "config.json": b"{}", "README.md": b"# A model"}
 METRICS: dict[str, Any] = {
     "main_score": "accuracy",
+    "items": {"test": 4},
+    "test": {"accuracy": 0.75},
     "alone": {"fused": {"score": 0.75, "low": 0.7, "high": 0.8, "items": 4, "items_there": 4}},
 }
 
