@@ -55,7 +55,7 @@ def test_every_bad_input_has_its_outcome(
 
 def test_url_media_are_fetched_once_and_cached_by_their_content(platform: Platform, site: Website) -> None:
     """Items that share a URL share a request; one with the same bytes shares their vector, in a later job too."""
-    picture = decode_data_uri(GIF, MEDIA_BYTES)
+    picture = decode_data_uri(GIF, MEDIA_BYTES) + b"nothing else has these bytes"
     site.pages |= {"/one.gif": answer(picture), "/two.gif": answer(picture), "/gone.gif": answer(status="410 Gone")}
     paths = ("one", "one", "two", "gone", "one")
     items = [{"id": f"{i}", "image": f"http://{PUBLIC}:{site.port}/{path}.gif"} for i, path in enumerate(paths)]

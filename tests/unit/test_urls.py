@@ -24,7 +24,14 @@ REFUSED = [
         "https://example.org:@10.0.0.1/",
         "https://@a.org",
     ),
-    *("https://example.org\\@10.0.0.1/", "https://a b/", "https://a.org/ b", "https://a\tb.org/", "https://a.org/\0"),
+    *(
+        "https://example.org\\@10.0.0.1/",
+        "https://a.org/\\b",
+        "https://a b/",
+        "https://a.org/ b",
+        "https://a\tb.org/",
+        "https://a.org/\0",
+    ),
     *("https://a.org/\r\nX: y", "https://a.org/\u202egnp", "https://a.org/\ud800", "https://exa\u00admple.org/\u200b"),
     *(
         "https://a.org:22/",
