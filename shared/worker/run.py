@@ -83,7 +83,7 @@ def run_worker(queue: Queue, make_pool: PoolFactory, *, runners: int = 1, ahead:
         on_end=lambda: requests.put(1),
     )
     log.info("worker started")
-    exit_code = requests.get() or 0
+    exit_code = requests.wait()
     drain(loop, requests, context.settings.worker.drain_seconds)
     held.close(HAND_BACK_SECONDS)
     pool.close()

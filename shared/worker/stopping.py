@@ -5,6 +5,9 @@ import sys
 from queue import Empty, SimpleQueue
 from types import FrameType
 
+#: A signal that another thread takes wakes nobody: the main one, which has to handle it, looks for itself this often.
+_LOOK_SECONDS = 0.5
+
 
 class StopRequests:
     """Takes the process's signals from here on. Until `arm` the first of them ends the process: nothing is held yet."""
@@ -23,8 +26,14 @@ class StopRequests:
         """Asks for the end from within."""
         self._requests.put(exit_code)
 
-    def get(self, seconds: float | None = None) -> int | None:
-        """Waits for a request, at most so many seconds; the exit code that goes with it, None if none came."""
+    def wait(self) -> int:
+        """Waits for a request; the exit code that goes with it."""
+        while (code := self.get(_LOOK_SECONDS)) is None:
+            pass
+        return code
+
+    def get(self, seconds: float) -> int | None:
+        """The same, but waits at most so many seconds; None if none came."""
         try:
             return self._requests.get(timeout=seconds)
         except Empty:
