@@ -128,7 +128,7 @@ def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:
         "encoders": {m.value: {"id": s.id, "dimension": s.dimension, "fitted": m in fitted} for m, s in specs.items()},
         "fitted": [m.value for m in fitted],
         **in_schema({m: spec for m, spec in specs.items() if isinstance(spec, FittedEncoder)}),
-        "fusion": request.fusion.model_dump(mode="json"),
+        "fusion": request.fusion.model_dump(mode="json", exclude_none=True),
         "dimensions": {**dimensions, "fused": fused},
     }
 

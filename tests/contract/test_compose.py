@@ -222,12 +222,12 @@ def test_secrets_are_random_and_private(root: Path, tmp_path: Path) -> None:
         write_private(path, second)
 
 
-def test_gpus_go_to_the_pools_that_run_encoders(root: Path) -> None:
+def test_gpus_go_to_the_pools_that_run_encoders_or_train(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     with_torch = {name for name in OURS if any(package.startswith("torch==") for package in extras[name])}
     gpu = read(root / "deploy/docker/gpu.yml")["services"]
-    assert set(gpu) == {"text", "image", "audio"}
+    assert set(gpu) == {"text", "image", "audio", "finetune"}
     assert with_torch == {*gpu, "fusion"}
     for service in gpu.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]

@@ -122,7 +122,7 @@ def test_a_tuned_encoder_beats_a_frozen_one(bert: EncoderSpec, tmp_path: Path, h
     items, test = texts(300), texts(200, seed=1)
     known = [item for item in items if item.split != "test"]
     assert accuracy(load_encoder(bert, device="cpu", precision="fp32"), known, test) < 0.8
-    model = train(bert, items, ask(how, epochs=10, patience=10, learning_rate=rate))
+    model = train(bert, items, ask(how, epochs=25, patience=25, learning_rate=rate))
     assert accuracy(loaded(bert, model, tmp_path), known, test) > 0.95
 
 

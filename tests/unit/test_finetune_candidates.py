@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from services.finetune.progress import Silence
-from services.finetune.repeatable import repeatable
 
 from services.finetune.candidates import BEST_SEEDS, candidates, suited, with_seeds
 from services.finetune.library import Bench
@@ -14,7 +12,9 @@ from services.finetune.objectives import Supervised, make_batch
 from services.finetune.search import TRIALS, SettingsSearch
 from services.finetune.settings import Settings
 from shared.fine_tuning import Preset, Search, Training
+from shared.ml.repeatable import repeatable
 from shared.queues import Modality
+from shared.worker.progress import Silence
 from tests.unit.finetune_data import Outside, Stopped, blobs, request
 
 ALL = list(Modality)

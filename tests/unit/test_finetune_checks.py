@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from services.finetune.splits import Parts
 
 from services.finetune.checks import Finding, check_alone, check_items, check_parts
 from services.finetune.data import Dataset
 from services.finetune.leaks import check_leaks
 from services.finetune.problem import Problem
+from shared.ml.splits import Parts
 from shared.ml.trained import Task
 from shared.queues import Modality
 from tests.unit.finetune_data import blobs, dataset

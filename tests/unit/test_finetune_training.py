@@ -6,8 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from services.finetune.progress import Silence
-from services.finetune.repeatable import derived_seed, repeatable
 
 from services.finetune import training
 from services.finetune.candidates import Candidate
@@ -18,9 +16,11 @@ from services.finetune.settings import Settings
 from services.finetune.training import rate_factor
 from shared.errors import JobError
 from shared.fine_tuning import Schedule
+from shared.ml.repeatable import derived_seed, repeatable
 from shared.ml.trained import Task
 from shared.queues import Modality
 from shared.schemas import FusionMethod
+from shared.worker.progress import Silence
 from tests.unit.finetune_data import Outside, Stopped, blobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

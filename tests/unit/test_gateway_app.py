@@ -14,8 +14,9 @@ from services.gateway.__main__ import check_reach
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared import schemas
+from shared.fine_tuning import JobRequest
 from shared.predictions import PredictionList, PredictionRequest
-from shared.schemas import ErrorResponse, FeaturesRequest, Page
+from shared.schemas import ErrorResponse, Page
 from shared.settings import Settings, SettingsError
 
 
@@ -107,9 +108,10 @@ def test_examples_are_what_is_really_answered(example: dict[str, Any], model: An
     assert adapter.dump_python(adapter.validate_python(example), mode="json") == example
 
 
-@pytest.mark.parametrize("name", examples.FEATURES_REQUESTS)
+@pytest.mark.parametrize("name", examples.JOB_REQUESTS)
 def test_example_requests_are_accepted(name: str) -> None:
-    FeaturesRequest.model_validate(examples.FEATURES_REQUESTS[name]["value"])
+    adapter: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+    adapter.validate_python(examples.JOB_REQUESTS[name]["value"])
 
 
 @pytest.mark.parametrize("name", examples.PREDICTION_REQUESTS)
