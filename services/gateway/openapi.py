@@ -28,7 +28,12 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     422: ("Something in it must be changed", "invalid_request_error", "invalid_request", "limit: Input should be …"),
     429: ("Too much waits already", "rate_limit_error", "rate_limit_exceeded", "More than … shards wait already; …"),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
-    503: ("Postgres or S3 is away (or, for what is answered at once, Redis)", "server_error", "unavailable", "A server that this one needs cannot be …"),
+    503: (
+        "Postgres, S3 or (for predictions) Redis is away",
+        "server_error",
+        "unavailable",
+        "A server that this one needs cannot be …",
+    ),
     504: ("No answer in time", "server_error", "deadline_exceeded", "'model-…' did not answer in time: …"),
     507: ("Too little disk is left", "server_error", "storage_full", "Too little disk is left here to take a file."),
 }
