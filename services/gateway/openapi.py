@@ -34,7 +34,7 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
     503: (
-        "Postgres or S3 is away (or, for what is answered at once, Redis)",
+        "Postgres, S3 or (for predictions) Redis is away",
         "server_error",
         "unavailable",
         "A server that this one needs cannot be …",

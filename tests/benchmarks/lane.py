@@ -100,9 +100,13 @@ def run(settings: Settings, sessions: Sessions, store: ObjectStore, url: str, re
         job = submit(settings, sessions, store, bulk)
         wait_for(lambda: shards_done(sessions, job) > 0, seconds=120, what="the first shard")
         done, began = shards_done(sessions, job), time.perf_counter()
+        wait_for(lambda: shards_done(sessions, job) >= done + 3, seconds=120, what="three shards more")
+        alone = 3 * 256 / (time.perf_counter() - began)
+        done, began = shards_done(sessions, job), time.perf_counter()
         busy = measure(client, model, requests)
-        rate = (shards_done(sessions, job) - done) * 256 / (time.perf_counter() - began)
-        print(json.dumps({"workers": "under a bulk job", "pictures a second": round(rate), **busy}))
+        beside = (shards_done(sessions, job) - done) * 256 / (time.perf_counter() - began)
+        rates = {"pictures a second": round(beside), "without callers": round(alone)}
+        print(json.dumps({"workers": "under a bulk job", **rates, **busy}))
     print(json.dumps({"ratio": {name: round(busy[name] / idle[name], 1) for name in idle}}))
 
 
