@@ -53,10 +53,16 @@ class Candidate:
 #: Linear or logistic regression on the vectors themselves.
 _LINEAR = Candidate("linear", FusionMethod.CONCAT, _SMALL_DATA.changed(hidden=0, weight_decay=10.0))
 
-_CONCAT = Candidate("concat", FusionMethod.CONCAT, _SMALL_DATA)
+#: These let modalities speak for themselves, and profit from each having to.
+_APART = _SMALL_DATA.changed(modality_dropout=0.5)
+
+_CONCAT = Candidate("concat", FusionMethod.CONCAT, _APART)
 
 #: Vectors of length 1 have small components: steps must be larger, and decay would hold them back.
 _UNIT = _SMALL_DATA.changed(hidden=0, learning_rate=1e-2, weight_decay=0.1)
+
+#: Settings of the methods that small data suit otherwise.
+_OWN = {FusionMethod.CONCAT: _APART, FusionMethod.LATE: _APART, FusionMethod.WEIGHTED: _UNIT}
 
 #: What the presets `good` and `best` try if the request names no fusion.
 _SEVERAL = [
@@ -64,7 +70,7 @@ _SEVERAL = [
     _LINEAR,
     Candidate("weighted", FusionMethod.WEIGHTED, _UNIT, {"learned": True}),
     Candidate("gated", FusionMethod.GATED, _SMALL_DATA),
-    Candidate("late", FusionMethod.LATE, _SMALL_DATA),
+    Candidate("late", FusionMethod.LATE, _APART),
     Candidate("attention", FusionMethod.ATTENTION, _SMALL_DATA, {"dimension": 64, "layers": 1, "dropout": 0.3}),
 ]
 
@@ -74,7 +80,7 @@ def candidates(request: FineTuneRequest, items: int, modalities: Collection[Moda
     training = request.training
     if request.fusion is not None and len(modalities) > 1:
         method = FusionMethod(request.fusion.method)
-        settings = _UNIT if method is FusionMethod.WEIGHTED else _SMALL_DATA
+        settings = _OWN.get(method, _SMALL_DATA)
         tried = [Candidate(method.value, method, settings, request.fusion.parameters)]
     elif request.preset is Preset.FAST or request.fusion is not None:
         tried = [_CONCAT]
