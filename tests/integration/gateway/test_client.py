@@ -29,6 +29,7 @@ from services.client import (
 )
 from services.client.cli import app as cli
 from services.client.commands.options import Connection
+from services.gateway.app import create_app
 from shared.queues import Queue
 from shared.schemas import Job, JobStatus
 from tests.integration.gateway.conftest import MODEL, Pools, vector_of
@@ -298,11 +299,11 @@ def test_watching_goes_on_through_a_restart_of_the_gateway(app: FastAPI, pools: 
                     first_progress.set()
 
     watcher = threading.Thread(target=follow)
-    with serving(app, port):
+    with serving(create_app(app.state.services), port):
         watcher.start()
         assert first_progress.wait(20)
     pools.run(Queue.TEXT)
-    with serving(app, port):
+    with serving(create_app(app.state.services), port):
         pools.run(Queue.FUSION)
         watcher.join(30)
         assert not watcher.is_alive()
