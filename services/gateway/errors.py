@@ -75,7 +75,7 @@ async def _on_deliberate(_: Request, error: Exception) -> Response:
 
 async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
+    problems = [_readable(problem) for problem in error.errors()]
     if problems[0]["type"] == "json_invalid":
         place, reason = problems[0]["loc"][-1], problems[0]["ctx"]["error"]
         broken = InvalidRequestError(f"The body is not JSON: {reason} at character {place}.", code="invalid_json")
@@ -126,6 +126,14 @@ async def _on_disconnect(_: Request, error: Exception) -> Response:  # noqa: ARG
 def _unavailable(retry_after: int | None) -> JSONResponse:
     message = "A server that this one needs cannot be reached just now; try again in a few seconds."
     return error_response(UnavailableError(message, retry_after=retry_after or 5))
+
+
+def _readable(problem: dict[str, Any]) -> dict[str, Any]:
+    """A job of an unknown type, said as of any other field with a few values."""
+    if problem["type"] != "union_tag_invalid" or not isinstance(problem.get("input"), dict):
+        return problem
+    known = ", ".join(repr(type.value) for type in JobType)
+    return {**problem, "type": "enum", "loc": ("body", "type"), "msg": f"Input should be one of {known}"}
 
 
 def _summary(problems: Sequence[Mapping[str, Any]]) -> str:

@@ -33,7 +33,7 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
             revision=row.fingerprint,
             job_id=row.job_id,
             fine_tuned=row.spec.get("fine_tuned"),
-            files=sorted(row.spec["files"]),
+            files=sorted(row.spec.get("files", ())),
         )
         for row in rows
     ]

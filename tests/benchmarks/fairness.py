@@ -86,6 +86,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.handlers: Mapping[Stage, Handler] = dict.fromkeys((Stage.TEXT, Stage.FUSION), self)
+        self.lane = None
 
     def load(self, lease: Lease, control: Control) -> None:
         """No model."""

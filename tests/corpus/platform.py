@@ -102,6 +102,7 @@ class _Planning:
 
     def __init__(self, context: WorkerContext):
         self.handlers: Mapping[Stage, Handler] = {Stage.PLAN: PlanJob(context)}
+        self.lane = None
 
     def loaded_models(self) -> list[str]:
         return []

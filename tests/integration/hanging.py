@@ -22,6 +22,7 @@ class HangingPool:
 
     def __init__(self, step: str):
         self.handlers: Mapping[Stage, Handler] = {Stage.TEXT: self}
+        self.lane = None
         self._step = step
         self._pass("start")
 
