@@ -12,9 +12,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shared.errors import InvalidRequestError
+from shared.fine_tuning import TrainEncoder
 from shared.queues import Modality
 
-Loader = Literal["transformers", "torchvision", "mfcc_stats", "speaker", "word2vec", "hashing"]
+Loader = Literal["transformers", "torchvision", "mfcc_stats", "speaker", "word2vec", "log_mel_cnn", "hashing"]
+
+#: How a fine_tune job can train the encoders of a loader; those of others stay as they are.
+TRAINING: Mapping[str, frozenset[TrainEncoder]] = {
+    "transformers": frozenset({TrainEncoder.LORA, TrainEncoder.FULL}),
+    "torchvision": frozenset({TrainEncoder.FULL}),
+    "log_mel_cnn": frozenset({TrainEncoder.FULL}),
+}
 
 
 class EncoderSpec(BaseModel):
@@ -35,7 +43,30 @@ class EncoderSpec(BaseModel):
     licence: str = "unknown"
     description: str = ""
     fitted: bool = Field(default=False, description="fitted on the job's own items before they are encoded")
+    supervised: bool = Field(default=False, description="fitted to the items' labels or targets")
     options: dict[str, Any] = Field(default_factory=dict)
+
+    def is_trained(self, how: TrainEncoder) -> bool:
+        """Whether a job that asks for this trains it on the labels or targets of its items."""
+        return self.supervised or how in TRAINING.get(self.loader, frozenset())
+
+    def is_fitted(self, how: TrainEncoder) -> bool:
+        """Whether a job that asks for this makes a model of it before it encodes anything."""
+        return self.fitted or self.is_trained(how)
+
+
+class StoredFile(BaseModel):
+    """A file of a model in object storage."""
+
+    key: str
+    sha256: str
+
+
+class FittedEncoder(EncoderSpec):
+    """An encoder that a job made: the id of its model, and the files, by name, that it is loaded from."""
+
+    model: str
+    files: dict[str, StoredFile]
 
 
 DEFAULT_ENCODERS: dict[Modality, str] = {

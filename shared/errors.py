@@ -76,6 +76,12 @@ class UnavailableError(TriviumError):
     code, status, type = "unavailable", 503, "server_error"
 
 
+class DeadlineError(TriviumError):
+    """Someone waited for an answer, and it did not come in time."""
+
+    code, status, type = "deadline_exceeded", 504, "server_error"
+
+
 class StorageFullError(TriviumError):
     """Too little disk is left to accept more."""
 
@@ -88,7 +94,7 @@ class ItemError(TriviumError):
     Stable codes: `invalid_json`, `invalid_item`, `duplicate_id`, `missing_media`, `media_too_large`,
     `unsupported_format`, `corrupt_media`, `empty_media`, `empty_text`, `text_too_large`, `decode_timeout`,
     `decode_crashed`, `item_crashed_worker`, `unsuitable_media`, `no_usable_modality`, `out_of_memory`,
-    `non_finite_vector`, `no_known_words`, `shard_failed`.
+    `non_finite_vector`, `no_known_words`, `shard_failed`, `url_not_allowed`, `url_failed`.
     """
 
     code, status, type = "invalid_item", 422, "item_error"

@@ -1,7 +1,7 @@
 """The queues and the stages: the one place that names them.
 
 A *stage* is what a shard does, a *queue* is the worker pool that takes it. Most stages have the queue of
-the same name; `plan` runs in the dispatcher and `fit` in the pool of the modality it fits.
+the same name; `plan` runs in the dispatcher, `fit` in the pool of the modality it fits, `predict` in the fusion pool.
 """
 
 from enum import StrEnum
@@ -24,6 +24,8 @@ class Stage(StrEnum):
     IMAGE = "image"
     AUDIO = "audio"
     FUSION = "fusion"
+    FINE_TUNE = "fine_tune"
+    PREDICT = "predict"
 
 
 class Queue(StrEnum):
@@ -34,6 +36,7 @@ class Queue(StrEnum):
     IMAGE = "image"
     AUDIO = "audio"
     FUSION = "fusion"
+    FINE_TUNE = "fine_tune"
 
 
 #: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test.
@@ -43,6 +46,7 @@ CONSUMERS: dict[Queue, str] = {
     Queue.IMAGE: "image",
     Queue.AUDIO: "audio",
     Queue.FUSION: "fusion",
+    Queue.FINE_TUNE: "finetune",
 }
 
 #: Name of the Celery task that a hint calls in each pool.
@@ -55,4 +59,4 @@ def queue_of(stage: Stage, modality: Modality | None = None) -> Queue:
         if modality is None:
             raise ValueError("a fit stage belongs to a modality")
         return Queue(modality.value)
-    return Queue(stage.value)
+    return Queue.FUSION if stage is Stage.PREDICT else Queue(stage.value)

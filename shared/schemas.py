@@ -7,7 +7,8 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticSerializationError, to_json
 
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
@@ -25,6 +26,8 @@ class JobType(StrEnum):
     """What a job does."""
 
     FEATURES = "features"
+    FINE_TUNE = "fine_tune"
+    PREDICT = "predict"
 
 
 class JobStatus(StrEnum):
@@ -55,10 +58,15 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
+#: The `metadata` of one item, as JSON.
+METADATA_BYTES = 64 * 1024
+
+
 class Item(Strict):
     """One record.
 
-    `image` and `audio` are a file id (`file-…`), a `data:` URI, or the name of a member beside the manifest.
+    `image` and `audio` are a file id (`file-…`), a `data:` URI, the name of a member beside the manifest, or an
+    `https://` URL where those are switched on.
     """
 
     id: ItemId
@@ -69,6 +77,17 @@ class Item(Strict):
     target: float | str | None = None
     split: Split | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size = len(to_json(value)) if value else 0
+        except PydanticSerializationError as error:  # half of a surrogate pair, or more than 254 levels
+            raise ValueError(str(error)) from None
+        if size > METADATA_BYTES:
+            raise ValueError(f"more than {METADATA_BYTES} bytes as JSON")
+        return value
 
     @model_validator(mode="after")
     def _has_something(self) -> Self:
@@ -107,7 +126,7 @@ class Input(Strict):
 
 
 class Encoders(Strict):
-    """The encoder of each modality by id; `null` leaves the modality out."""
+    """The encoder of each modality by id, or by that of a model that a job made; `null` leaves the modality out."""
 
     text: str | None = "all-minilm-l6-v2"
     image: str | None = "mobilenet_v2"
@@ -119,58 +138,117 @@ class Encoders(Strict):
 
 
 class FusionMethod(StrEnum):
-    """How the vectors of an item become one."""
+    """How the vectors of an item become one. One file each in `shared/ml/fusion`."""
 
     NONE = "none"
     CONCAT = "concat"
     WEIGHTED = "weighted"
+    ALIGN = "align"
+    GATED = "gated"
+    LOW_RANK = "low_rank"
+    ATTENTION = "attention"
+    LATE = "late"
+
+
+#: The methods that need no training, which is what a features job can be asked for.
+UntrainedFusion = Literal[FusionMethod.NONE, FusionMethod.CONCAT, FusionMethod.WEIGHTED]
+
+
+def _not_all_zero(weights: dict[Modality, float]) -> dict[Modality, float]:
+    if weights and not any(weights.values()):
+        raise ValueError("at least one weight must be above zero")
+    return weights
+
+
+Weights = Annotated[dict[Modality, Annotated[float, Field(ge=0, le=1e6)]], AfterValidator(_not_all_zero)]
 
 
 class Fusion(Strict):
-    """`concat` joins the vectors (zeros where one is missing); `weighted` scales each to length w first."""
+    """`concat` joins the vectors (zeros where one is missing); `weighted` scales each to length w first; a model that a
+    fine_tune job made gives its own."""
 
-    method: FusionMethod = FusionMethod.CONCAT
-    weights: dict[Modality, Annotated[float, Field(ge=0, le=1e6)]] = Field(default_factory=dict)
+    method: UntrainedFusion = FusionMethod.CONCAT
+    weights: Weights = Field(default_factory=dict)
+    model: str | None = Field(None, description="instead of a method", examples=["model-01k9w0e1a4b7c2d5f8g3h6j9km"])
+    dimension: int | None = Field(None, description="of the model's fused vectors; filled in")
+
+    @model_validator(mode="after")
+    def _method_or_model(self) -> Self:
+        if self.model is not None and self.method is not FusionMethod.CONCAT:
+            raise ValueError("give either method or model")
+        return self
 
     @model_validator(mode="after")
     def _weights_belong_to_weighted(self) -> Self:
         if self.weights and self.method is not FusionMethod.WEIGHTED:
             raise ValueError('weights are used by the method "weighted" only')
-        if self.weights and not any(self.weights.values()):
-            raise ValueError("at least one weight must be above zero")
         return self
 
+    def parameters(self) -> dict[str, Any]:
+        """Those of the method, as in `shared.fusion_parameters`."""
+        return {"weights": self.weights} if self.method is FusionMethod.WEIGHTED else {}
 
-class FeaturesRequest(Strict):
-    """A job that turns items into vectors and one fused vector each."""
 
-    type: Literal[JobType.FEATURES] = JobType.FEATURES
+class JobOptions(Strict):
+    """What every job can be given."""
+
+    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
+    timeout_seconds: int | None = Field(
+        None, ge=1, le=2_592_000, description="the job fails unless it has ended so long after it was accepted"
+    )
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class ItemSource(Strict):
+    """Items, and how they become vectors."""
+
     items: list[Item] | None = Field(None, description="the items themselves, for small jobs", min_length=1)
     input: Input | None = Field(None, description="or where the manifest is")
     encoders: Encoders = Field(default_factory=Encoders)
     preprocessing: Preprocessing = Field(default_factory=Preprocessing)
-    fusion: Fusion = Field(default_factory=Fusion)
     shard_size: int = Field(256, ge=1, le=4096, description="items in one shard")
-    priority: int = Field(0, ge=-10, le=10, description="higher goes first")
-    metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _items_or_input(self) -> Self:
-        if (self.items is None) == (self.input is None):
-            raise ValueError("give either items or input")
+    def _has_a_modality(self) -> Self:
         if not self.encoders.chosen():
             raise ValueError("at least one modality needs an encoder")
         return self
 
 
+class FeaturesRequest(JobOptions, ItemSource):
+    """A job that turns items into vectors and one fused vector each."""
+
+    type: Literal[JobType.FEATURES] = JobType.FEATURES
+    fusion: Fusion = Field(default_factory=Fusion)
+
+    @model_validator(mode="after")
+    def _items_or_input(self) -> Self:
+        if (self.items is None) == (self.input is None):
+            raise ValueError("give either items or input")
+        return self
+
+
+class FeatureSource(ItemSource):
+    """A feature set that a job made, or items that become one."""
+
+    features: str | None = Field(None, description="or the job whose feature set is used", examples=["job-01k9…"])
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> Self:
+        if sum(source is not None for source in (self.items, self.input, self.features)) != 1:
+            raise ValueError("give one of items, input and features")
+        return self
+
+
 class MediaLocation(BaseModel):
-    """Where a worker finds the bytes of a picture or sound: a range of an object, or the bytes themselves."""
+    """Where a worker finds the bytes of a picture or sound: a range of an object, a URL, or the bytes themselves."""
 
     bucket: str | None = None
     key: str | None = None
     offset: int = 0
     size: int | None = None
     sha256: str | None = None
+    url: str | None = None
     data: str | None = Field(None, description="base64, for media that came inside the manifest")
     ref: str = Field("", description="what the manifest called it")
 
@@ -244,10 +322,13 @@ class Job(BaseModel):
     started_at: int | None = None
     finished_at: int | None = None
     cancel_requested_at: int | None = None
+    deadline_at: int | None = None
+    input_bytes: int = Field(0, description="what it was given to read; of an S3 prefix, once it is planned")
     items: ItemCounts
     stages: dict[Stage, StageProgress]
     request: dict[str, Any]
     metadata: Metadata
+    models: list[str] = Field(default_factory=list, description="what it made: see `GET /v1/models/{id}`")
     error: JobError | None = None
 
 
@@ -287,6 +368,19 @@ class JobEvent(BaseModel):
     data: dict[str, Any]
 
 
+ModelKind = Literal["encoder", "fitted_encoder", "classifier", "regressor", "align"]
+
+
+class FineTuned(BaseModel):
+    """What a fine_tune job made: what it takes, what it says, and how well (on items it was not trained on)."""
+
+    encoders: dict[Modality, str] = Field(description="whose vectors it takes")
+    fusions: list[str]
+    classes: list[str] = Field(description="of a classifier, in the order of its probabilities")
+    multi_label: bool = False
+    metrics: dict[str, Any]
+
+
 class ModelEntry(BaseModel):
     """Anything in the registry: a built-in encoder, or what a job made."""
 
@@ -294,8 +388,8 @@ class ModelEntry(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "trivium"
-    kind: Literal["encoder", "fitted_encoder"] = "encoder"
-    modality: Modality
+    kind: ModelKind = "encoder"
+    modality: Modality | None = Field(description="null: of all its modalities")
     dimension: int
     loader: str
     source: str = ""
@@ -303,6 +397,8 @@ class ModelEntry(BaseModel):
     licence: str = "unknown"
     description: str = ""
     job_id: str | None = None
+    fine_tuned: FineTuned | None = None
+    files: list[str] = Field(default_factory=list, description="what can be downloaded of it")
 
 
 class WorkerEntry(BaseModel):
@@ -314,6 +410,7 @@ class WorkerEntry(BaseModel):
     host: str
     pid: int
     version: str
+    protocol: int = Field(1, description="the highest protocol of shards that it understands")
     started_at: float
     last_seen_at: float
     state: Literal["idle", "busy", "draining"]
@@ -379,7 +476,7 @@ class Page(BaseModel, Generic[T]):
 
 
 class Readiness(BaseModel):
-    """Whether the gateway can work; Redis only makes it quicker."""
+    """Whether the gateway can work; without Redis jobs are slower, and nothing is predicted at once."""
 
     status: Literal["ready", "unavailable"]
     postgres: bool

@@ -3,6 +3,7 @@
 Entry points call `load_settings()` once and pass the parts on; nothing else reads the environment.
 """
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -28,6 +29,8 @@ class Limits(BaseSettings):
 
     upload_bytes: int = Field(5 * 1024**3, description="one uploaded file")
     json_bytes: int = Field(16 * 1024**2, description="one JSON request body")
+    requests_per_second: float = Field(100.0, gt=0, description="of one API key, or of one address without a key")
+    request_burst: int = Field(200, ge=1, description="requests that may come at once")
     inline_items: int = Field(10_000, description="items in the body of a job")
     items: int = Field(10_000_000, description="items of one job")
     line_bytes: int = Field(32 * 1024**2, description="one line of a manifest")
@@ -38,8 +41,27 @@ class Limits(BaseSettings):
     archive_members: int = Field(20_000_000, description="members of one archive")
     archive_bytes: int = Field(50 * 1024**3, description="one archive, unpacked")
     archive_ratio: float = Field(200.0, description="unpacked to packed bytes of a zip")
+    queued_bytes: int = Field(200 * 1024**3, description="input of a tenant's unfinished jobs together")
     waiting_shards: int = Field(200_000, description="shards of one tenant that wait")
+    waiting_seconds: float = Field(86_400.0, description="age of a tenant's oldest job that no worker has begun")
+    job_seconds: int = Field(0, description="a job's time until it has ended, if it asks for none or more; 0: no limit")
     npz_bytes: int = Field(1024**3, description="results as npz")
+    lane_bytes: int = Field(1024**2, description="what an interactive request holds of one modality")
+    lane_requests: int = Field(64, description="interactive requests that wait for one model")
+
+
+class Fetching(BaseSettings):
+    """Pictures and sounds that items name by URL: from public addresses only, and not unless switched on."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIVIUM_FETCH_")
+
+    urls: bool = Field(False, description="items may name https:// URLs, which the workers fetch")
+    http: bool = Field(False, description="plain http:// too")
+    ports: list[int] = Field([80, 443], description="ports that a URL may name")
+    networks: list[IPv4Network | IPv6Network] = Field(
+        [], description='addresses that are not public but may be fetched from, such as ["10.1.0.0/16"]'
+    )
+    seconds: float = Field(30.0, description="for one URL, redirects and further tries included")
 
 
 class Engine(BaseSettings):
@@ -96,12 +118,14 @@ class Settings(BaseSettings):
     encoders_file: Path | None = None
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8000
+    trusted_proxies: str = Field("127.0.0.1,::1", description="whose X-Forwarded-For tells the address of a caller")
     metrics_port: int = Field(0, description="where workers and dispatcher serve /metrics; 0 turns it off")
     log_level: str = "INFO"
-    min_free_bytes: int = Field(1024**3, description="less free disk than this: 507 for uploads (where it can be seen)")
+    min_free_bytes: int = Field(1024**3, description="less free disk than this, where it can be seen: 507")
     data_dir: Path | None = Field(None, description="folder whose free space is watched")
 
     limits: Limits = Field(default_factory=Limits)
+    fetching: Fetching = Field(default_factory=Fetching)
     engine: Engine = Field(default_factory=Engine)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
 

@@ -13,7 +13,7 @@ from deploy.local.process import Process
 
 
 class Redis(Process):
-    """A Redis server on a loopback port, with a password, all in memory: it holds hints, which may be lost."""
+    """A Redis server on a loopback port, with a password, all in memory: what it holds may be lost."""
 
     def __init__(self, data_dir: Path, *, port: int, password: str, log: Path, keep_fds: Sequence[int] = ()) -> None:
         self.data_dir = data_dir

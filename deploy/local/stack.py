@@ -19,7 +19,8 @@ DATA_DIR = Path(".trivium")
 _HOST = "127.0.0.1"
 _ROOT = Path(__file__).resolve().parents[2]
 _MIGRATION_SECONDS = 120.0
-_DRAIN_SECONDS = 30.0
+#: More than a worker takes to drain, whatever hangs in it.
+_DRAIN_SECONDS = 40.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ SERVICES = {
     "image": Service("services.image"),
     "audio": Service("services.audio"),
     "fusion": Service("services.fusion"),
+    "finetune": Service("services.finetune"),
 }
 MIGRATIONS = "shared.migrations"
 

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import soxr
 from numpy.typing import NDArray
 
 from shared.errors import ItemError
+from shared.ml.encoders.log_mel import log_mel
 from shared.ml.encoders.mfcc_stats import extract
 
 #: The formats that are read, by how their files begin (an MP3 also begins with any of its frames). Everything else is
@@ -33,6 +34,8 @@ _TRIM_WINDOW, _TRIM_HOP = 2048, 512
 
 Samples = NDArray[np.float32]
 
+_EXTRACTORS: dict[str, Callable[[Samples], Samples]] = {"mfcc_stats": extract, "log_mel": log_mel}
+
 
 def decode(data: bytes, options: dict[str, Any]) -> Samples:
     """Bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file to mono PCM, float32 [samples], full scale ±1.
@@ -40,7 +43,7 @@ def decode(data: bytes, options: dict[str, Any]) -> Samples:
     Channels are averaged. Options: `sample_rate` (Hz; else the file's own), resampled with soxr's HQ recipe;
     `max_seconds` (limit, by the header and while reading); `first_seconds` (use no more than that); `trim_silence` (cut
     what is more than `trim_db` below the loudest, at both ends); `normalize` (to a peak of 1); `extractor`
-    (`mfcc_stats`: the result is that extractor's vector).
+    (`mfcc_stats`: the result is that extractor's vector; `log_mel`: a spectrogram).
 
     Raises ItemError: `empty_media`, `unsupported_format`, `media_too_large` or `corrupt_media`.
     """
@@ -57,9 +60,8 @@ def decode(data: bytes, options: dict[str, Any]) -> Samples:
         samples = _trim(samples, float(options.get("trim_db", 60.0)))
     if options.get("normalize") and (peak := np.abs(samples).max()) > 0:
         samples = samples / peak
-    if options.get("extractor") == "mfcc_stats":
-        return extract(samples)
-    return samples
+    extractor = _EXTRACTORS.get(str(options.get("extractor")))
+    return samples if extractor is None else extractor(samples)
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no type hints

@@ -1,7 +1,5 @@
 """The audio pool: `python -m services.audio`."""
 
-import sys
-
 from services.audio.tasks import make_pool
 from shared.queues import Queue
 from shared.worker.run import run_worker
@@ -9,4 +7,4 @@ from shared.worker.run import run_worker
 
 def main() -> None:
     """Runs a worker until it is told to stop."""
-    sys.exit(run_worker(Queue.AUDIO, make_pool))
+    run_worker(Queue.AUDIO, make_pool)

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import httpx
 from httpx_sse import EventSource
 
-from services.client import flows, requests
+from services.client import downloads, flows, requests
 from services.client.address import find_address
 from services.client.flows import BackOff, Effect, Emit, Flow, Receive, Send, Sleep, Stream, resume
 from services.client.methods import Method, Resource
@@ -138,7 +138,7 @@ class AsyncJobs(Resource):
     delete = _call(requests.delete_job)
     events = _iterate(flows.events)
     wait = _run(flows.wait)
-    results = _run(flows.download)
+    results = _run(downloads.results)
     parts = _pages(requests.list_parts)
     errors = _pages(requests.list_errors)
 
@@ -148,6 +148,14 @@ class AsyncModels(Resource):
 
     list = _pages(requests.list_models)
     get = _call(requests.get_model)
+    download = _run(downloads.model)
+    delete = _call(requests.delete_model)
+
+
+class AsyncPredictions(Resource):
+    """What models say of a few items, while one waits: `client.predictions`."""
+
+    create = _call(requests.create_predictions)
 
 
 class AsyncWorkers(Resource):
@@ -172,6 +180,8 @@ class AsyncClient:
     """
 
     features = _run(flows.features)
+    fine_tune = _run(flows.fine_tune)
+    predict = _run(flows.predict)
 
     def __init__(
         self,
@@ -187,6 +197,7 @@ class AsyncClient:
         self.files = AsyncFiles(self._wire)
         self.jobs = AsyncJobs(self._wire)
         self.models = AsyncModels(self._wire)
+        self.predictions = AsyncPredictions(self._wire)
         self.workers = AsyncWorkers(self._wire)
         self.keys = AsyncKeys(self._wire)
 

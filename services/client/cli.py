@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from services.client.commands import files, jobs, keys, registry, results, stack, submit, watch
+from services.client.commands import files, jobs, keys, registry, results, stack, submit, train, watch
 from services.client.commands.options import Connection
 from services.client.errors import ApiError
 from services.client.rendering import messages
@@ -31,10 +31,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Turn text, pictures and sound into features, and fuse them.",
+    help="Turn text, pictures and sound into features, fuse them, and train models on them.",
     epilog="The gateway is found by --url or TRIVIUM_URL, else in the folder .trivium, where `trivium up` runs one.",
 )
 app.command()(submit.submit)
+app.command()(train.train)
+app.command()(train.predict)
 app.command()(jobs.jobs)
 app.command()(jobs.show)
 app.command("watch")(watch.watch_job)
@@ -45,6 +47,7 @@ app.command()(jobs.retry)
 app.command()(jobs.delete)
 app.command()(registry.models)
 app.command()(registry.workers)
+app.add_typer(registry.model, name="model")
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.command()(stack.up)

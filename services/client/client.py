@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import httpx
 from httpx_sse import EventSource
 
-from services.client import flows, requests
+from services.client import downloads, flows, requests
 from services.client.address import find_address
 from services.client.flows import BackOff, Effect, Emit, Flow, Receive, Send, Sleep, Stream, resume
 from services.client.methods import Method, Resource
@@ -136,7 +136,7 @@ class Jobs(Resource):
     delete = _call(requests.delete_job)
     events = _iterate(flows.events)
     wait = _run(flows.wait)
-    results = _run(flows.download)
+    results = _run(downloads.results)
     parts = _pages(requests.list_parts)
     errors = _pages(requests.list_errors)
 
@@ -146,6 +146,14 @@ class Models(Resource):
 
     list = _pages(requests.list_models)
     get = _call(requests.get_model)
+    download = _run(downloads.model)
+    delete = _call(requests.delete_model)
+
+
+class Predictions(Resource):
+    """What models say of a few items, while one waits: `client.predictions`."""
+
+    create = _call(requests.create_predictions)
 
 
 class Workers(Resource):
@@ -171,6 +179,8 @@ class Client:
     """
 
     features = _run(flows.features)
+    fine_tune = _run(flows.fine_tune)
+    predict = _run(flows.predict)
 
     def __init__(
         self,
@@ -186,6 +196,7 @@ class Client:
         self.files = Files(self._wire)
         self.jobs = Jobs(self._wire)
         self.models = Models(self._wire)
+        self.predictions = Predictions(self._wire)
         self.workers = Workers(self._wire)
         self.keys = Keys(self._wire)
 

@@ -24,6 +24,12 @@ class ConnectionFailed(ClientError):
     code = "connection_failed"
 
 
+class DamagedDownload(ClientError):
+    """What arrived is not what is stored, and trying again did not help."""
+
+    code = "damaged_download"
+
+
 class WaitTimeout(ClientError):
     """The job had not ended when the caller's time was over; it goes on."""
 
@@ -69,7 +75,7 @@ class TooLarge(ApiError):
 
 
 class RateLimited(ApiError):
-    """429: too much waits already, and it still did after the client's own retries."""
+    """429: requests came too fast, or too much waits already, and still after the client's own retries."""
 
 
 class Unavailable(ApiError):

@@ -4,24 +4,21 @@ Both faces run the same flows, `Client` with blocking calls and `AsyncClient` wi
 resuming and downloads are written once. A failed connection is thrown in as httpx.TransportError.
 """
 
-import os
 import time
-import uuid
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import httpx
 
 from services.client import requests
 from services.client.errors import ClientError, ConnectionFailed, WaitTimeout, error_from
-from services.client.packing import Source, prepare
-from services.client.requests import JobOptions, Request, ResultFormat
+from services.client.job_options import FeaturesOptions, FineTuneOptions, PredictOptions
+from services.client.packing import FeatureSet, Prepared, Source, prepare
+from services.client.requests import Request
 from services.client.uploads import OnBytes, Upload
-from shared.schemas import Input, Job, JobEvent, JobStatus, Page
+from shared.schemas import Input, Job, JobEvent, JobStatus, JobType, Page
 
 T = TypeVar("T")
 
@@ -89,7 +86,7 @@ def exchange(request: Request[Any]) -> Flow[httpx.Response]:
         except httpx.TransportError as error:
             unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             if not ((unsent or request.repeatable) and (yield BackOff(attempt))):
-                raise _connection_failed(error) from error
+                raise connection_failed(error) from error
             continue
         if response.is_success:
             break
@@ -160,7 +157,7 @@ def wait(id: str, *, timeout: float | None = None) -> Flow[Job]:
         pause = min(pause * 1.5, _LATER_LOOKS)
 
 
-def features(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[JobOptions]) -> Flow[Job]:
+def features(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[FeaturesOptions]) -> Flow[Job]:
     """Creates a features job from what is at hand and returns it at once (`jobs.wait` waits for it).
 
     `source` is a JSONL manifest beside its media, a folder, a tar, zip or Parquet file, a `file-…` id, an `s3://`
@@ -168,67 +165,55 @@ def features(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpa
     records); they are packed and uploaded in one stream, and `on_bytes(sent, total)` is told how far it is.
     """
     prepared = prepare(source)
-    if isinstance(prepared, Upload):
-        file = yield from call(requests.upload(prepared.watched_by(on_bytes)))
-        prepared = Input(file_id=file.id, s3_prefix=None)
-    if isinstance(prepared, Input):
-        request = requests.create_job(input=prepared, **options)
-    else:
-        request = requests.create_job(items=prepared, **options)
-    return (yield from call(request))
+    if isinstance(prepared, FeatureSet):
+        message = f"The features of {source} are there already: train on them, predict with them, or download them."
+        raise ClientError(message, code="unsuitable_source")
+    given = yield from _deliver(prepared, on_bytes)
+    return (yield from call(requests.create_job(**given, **options)))
 
 
-def download(
-    id: str, path: str | Path, *, format: ResultFormat = "parquet", on_bytes: OnBytes | None = None
-) -> Flow[Path]:
-    """Writes a job's feature set to `path`, which is complete or not there at all; returns the path.
+def fine_tune(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[FineTuneOptions]) -> Flow[Job]:
+    """Creates a job that trains a model on labelled items, and returns it at once.
 
-    A download that breaks starts again. `on_bytes(received, total)` is told how far it is; the total may be None.
+    `source` is what `features` takes, or the id of the job (`job-…`) that made the features of these items. When the
+    job has succeeded, its `models` names what it made.
     """
-    path = Path(path)
-    for attempt in count(1):
-        response = yield from exchange(requests.read_results(id, format))
-        try:
-            with atomic_file(path) as file:
-                yield from _copy(response, file, on_bytes)
-            break
-        except httpx.TransportError as error:
-            if not (yield BackOff(attempt)):
-                raise _connection_failed(error) from error
-    return path
+    given = yield from _deliver(prepare(source), on_bytes)
+    return (yield from call(requests.create_job(type=JobType.FINE_TUNE, **given, **options)))
 
 
-def _copy(response: httpx.Response, file: BinaryIO, on_bytes: OnBytes | None) -> Flow[None]:
-    length = response.headers.get("content-length")
-    total = int(length) if length is not None else None
-    done = 0
-    while (chunk := (yield Receive())) is not None:
-        file.write(chunk)
-        done += len(chunk)
-        if on_bytes is not None:
-            on_bytes(done, total)
+def predict(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[PredictOptions]) -> Flow[Job]:
+    """Creates a job that applies `model` to items, and returns it at once; `jobs.results` gives the predictions.
 
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when everything is written, and leaves nothing behind otherwise.
-
-    Raises ClientError (`unwritable_file`).
+    `source` is what `fine_tune` takes. Items are encoded as those were that the model was trained on.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with unfinished.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise ClientError(f"{path} cannot be written: {error.strerror}.", code="unwritable_file") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    given = yield from _deliver(prepare(source), on_bytes)
+    return (yield from call(requests.create_job(type=JobType.PREDICT, **given, **options)))
 
 
-def _connection_failed(error: httpx.TransportError) -> ConnectionFailed:
+class _Given(TypedDict, total=False):
+    """Where a job's items are, as `create_job` takes it."""
+
+    items: list[dict[str, Any]]
+    input: Input
+    features: str
+
+
+def _deliver(prepared: Prepared, on_bytes: OnBytes | None) -> Flow[_Given]:
+    """Uploads what must be, so that the gateway has everything."""
+    match prepared:
+        case Upload():
+            file = yield from call(requests.upload(prepared.watched_by(on_bytes)))
+            return _Given(input=Input(file_id=file.id, s3_prefix=None))
+        case Input():
+            return _Given(input=prepared)
+        case FeatureSet(job_id):
+            return _Given(features=job_id)
+    return _Given(items=prepared)
+
+
+def connection_failed(error: httpx.TransportError) -> ConnectionFailed:
+    """What a caller is told of a connection that failed for good."""
     url = error.request.url
     reason = str(error) or type(error).__name__
     return ConnectionFailed(f"The gateway at {url.scheme}://{url.netloc.decode()} cannot be reached: {reason}.")

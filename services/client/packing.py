@@ -21,7 +21,7 @@ from services.client.uploads import Chunks, Upload, bytes_upload, file_chunks, f
 from shared.schemas import Input, Item
 
 Records = Iterable[Item | Mapping[str, Any]]
-#: A path, a `file-…` id, an `s3://` prefix, or the records themselves.
+#: A path, a `file-…` id, an `s3://` prefix, a `job-…` id (its feature set), or the records themselves.
 Source = str | Path | Records
 
 MANIFEST = "manifest.jsonl"
@@ -51,8 +51,19 @@ class _Member:
         return bytes(-self.size % tarfile.BLOCKSIZE)
 
 
-def prepare(source: Source) -> Upload | Input | list[dict[str, Any]]:
-    """What `source` becomes: an upload, an `input` that the gateway has already, or inline items.
+@dataclass(frozen=True)
+class FeatureSet:
+    """What an earlier job made of its items."""
+
+    job_id: str
+
+
+#: What has to be uploaded, what the gateway has already, or inline items.
+Prepared = Upload | Input | FeatureSet | list[dict[str, Any]]
+
+
+def prepare(source: Source) -> Prepared:
+    """What `source` becomes: an upload, what the gateway has already, or inline items.
 
     Raises ClientError: `no_such_file`, `unreadable_file`, `unsafe_path`, `missing_media`, `empty_manifest`.
     """
@@ -62,6 +73,8 @@ def prepare(source: Source) -> Upload | Input | list[dict[str, Any]]:
         return Input(file_id=source, s3_prefix=None)
     if isinstance(source, str) and source.startswith("s3://"):
         return Input(s3_prefix=source, file_id=None)
+    if isinstance(source, str) and re.fullmatch(r"job-[0-9a-z]{26}", source):
+        return FeatureSet(source)
     path = Path(source)
     if not path.exists():
         raise ClientError(f"There is no file or folder {path}.", code="no_such_file")

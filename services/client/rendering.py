@@ -19,7 +19,6 @@ from shared.schemas import (
     Job,
     JobStatus,
     Key,
-    ModelEntry,
     StageProgress,
     WorkerEntry,
 )
@@ -33,6 +32,10 @@ _STYLES = {
     JobStatus.CANCELLING: "yellow",
     JobStatus.CANCELLED: "yellow",
 }
+_SHOWN_OF_REQUEST = (
+    "input", "features", "model", "method", "preset", "encoders", "fusion", "training", "splitting", "search",
+    "preprocessing",
+)  # fmt: skip
 #: Columns of a table whose reader is a program or a file, so that nothing is cut off.
 _WIDE = 240
 
@@ -64,7 +67,9 @@ def print_entries(entries: Iterable[Any], table: Callable[[Sequence[Any]], Table
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """One row a job."""
-    table = _table("job", "type", "status", "items", "failed", "created", "took", "metadata", right=("items", "failed"))
+    table = table_of(
+        "job", "type", "status", "items", "failed", "created", "took", "metadata", right=("items", "failed")
+    )
     for job in jobs:
         table.add_row(
             job.id,
@@ -81,19 +86,23 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 def job_details(job: Job) -> Table:
     """Everything about one job."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = details()
     table.add_row("job", job.id)
     table.add_row("status", status_text(job.status))
     if job.error is not None:
         table.add_row("error", f"{job.error.message} ({job.error.code})")
     table.add_row("items", item_counts(job))
-    table.add_row("created", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.created_at))}")
+    table.add_row("created", moment(job.created_at))
     table.add_row("took", took(job))
-    for name in ("input", "encoders", "fusion", "preprocessing"):
-        if job.request.get(name) is not None:
+    if job.deadline_at is not None:
+        table.add_row("deadline", moment(job.deadline_at))
+    # Vectors that were there already were made as another job says.
+    hidden = {"encoders", "preprocessing"} if job.request.get("features") else set()
+    for name in _SHOWN_OF_REQUEST:
+        if name not in hidden and job.request.get(name) is not None:
             table.add_row(name, _compact(job.request[name]))
+    if job.models:
+        table.add_row("models", ", ".join(job.models))
     if job.metadata:
         table.add_row("metadata", _pairs(job.metadata))
     if job.stages:
@@ -103,7 +112,7 @@ def job_details(job: Job) -> Table:
 
 def stages_table(job: Job) -> Table:
     """One row a stage, with its rate."""
-    table = _table(
+    table = table_of(
         "stage", "items", "cached", "shards", "failed", "took", "items/s",
         right=("items", "cached", "shards", "failed", "took", "items/s"),
     )  # fmt: skip
@@ -123,24 +132,15 @@ def stages_table(job: Job) -> Table:
 
 def errors_table(errors: Sequence[ItemErrorEntry]) -> Table:
     """One row for each item, or modality of an item, that could not be used."""
-    table = _table("item", "modality", "code", "message", right=())
+    table = table_of("item", "modality", "code", "message", right=())
     for error in errors:
         table.add_row(error.item_id, error.modality or "(all)", error.code, error.message)
     return table
 
 
-def models_table(models: Sequence[ModelEntry]) -> Table:
-    """One row an encoder or model."""
-    table = _table("model", "modality", "dimension", "loader", "licence", "description", right=("dimension",))
-    for model in models:
-        row = (model.id, model.modality.value, str(model.dimension), model.loader, model.licence, model.description)
-        table.add_row(*row)
-    return table
-
-
 def workers_table(workers: Sequence[WorkerEntry]) -> Table:
     """One row a worker process."""
-    table = _table("pool", "state", "host", "pid", "up for", "heard from", "models", "works on", right=("pid",))
+    table = table_of("pool", "state", "host", "pid", "up for", "heard from", "models", "works on", right=("pid",))
     for worker in workers:
         table.add_row(
             worker.pool,
@@ -157,7 +157,7 @@ def workers_table(workers: Sequence[WorkerEntry]) -> Table:
 
 def files_table(files: Sequence[File]) -> Table:
     """One row a file."""
-    table = _table("file", "name", "size", "type", "created", right=("size",))
+    table = table_of("file", "name", "size", "type", "created", right=("size",))
     for file in files:
         table.add_row(file.id, file.filename, decimal(file.bytes), file.content_type, when(file.created_at))
     return table
@@ -165,7 +165,7 @@ def files_table(files: Sequence[File]) -> Table:
 
 def keys_table(keys: Sequence[Key]) -> Table:
     """One row an API key."""
-    table = _table("key", "name", "tenant", "scope", "ends in", "created", "last used", "state", right=())
+    table = table_of("key", "name", "tenant", "scope", "ends in", "created", "last used", "state", right=())
     for key in keys:
         state = f"revoked {when(key.revoked_at)}" if key.revoked_at else "active"
         used = when(key.last_used_at) if key.last_used_at else "never"
@@ -209,6 +209,11 @@ def when(timestamp: float) -> str:
     return f"{span(time.time() - timestamp)} ago"
 
 
+def moment(timestamp: float) -> str:
+    """`2026-11-23 21:02:15`, as clocks show it here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
+
+
 def span(seconds: float) -> str:
     """A length of time in its largest unit: `42 s`, `3 min`, `5 h`, `12 d`."""
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
@@ -217,7 +222,16 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _table(*columns: str, right: Sequence[str]) -> Table:
+def details() -> Table:
+    """An empty list of names and values, one a row."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def table_of(*columns: str, right: Sequence[str]) -> Table:
+    """An empty table; the columns named in `right` are of numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -229,7 +243,11 @@ def _pairs(metadata: dict[str, str]) -> str:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """JSON on one line; what was left open is left out."""
+    if isinstance(value, str):
+        return value
+    given = {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+    return json.dumps(given, ensure_ascii=False)
 
 
 def _shard(shard: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -12,13 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from services.client.errors import ServerFailed
+from services.client.job_options import AnyJobOptions
 from services.client.uploads import OnBytes, Upload, file_upload
-from shared.preprocessing import Preprocessing
+from shared.predictions import PredictionList
 from shared.schemas import (
     Deleted,
-    Encoders,
     File,
-    Fusion,
     Input,
     Item,
     ItemErrorEntry,
@@ -39,17 +38,6 @@ ResultFormat = Literal["jsonl", "parquet", "npz"]
 
 #: Seconds without a byte in either direction. Longer for uploads, which are answered only once they are stored.
 _TIMEOUT, _TRANSFER_TIMEOUT, _CONNECT_TIMEOUT = 60.0, 300.0, 10.0
-
-
-class JobOptions(TypedDict, total=False):
-    """What a features job can be told besides its items; the gateway's defaults hold for what is left out."""
-
-    encoders: Encoders | Mapping[str, str | None]
-    preprocessing: Preprocessing | Mapping[str, Any]
-    fusion: Fusion | Mapping[str, Any]
-    shard_size: int
-    priority: int
-    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -127,16 +115,18 @@ def delete_file(id: str) -> Request[Deleted]:
 
 def create_job(
     *,
+    type: JobType | str = JobType.FEATURES,
     items: Sequence[Item | Mapping[str, Any]] | None = None,
     input: Input | Mapping[str, str] | None = None,
+    features: str | None = None,
     idempotency_key: str | None = None,
-    **options: Unpack[JobOptions],
+    **options: Unpack[AnyJobOptions],
 ) -> Request[Job]:
-    """Creates a features job from inline items or from a manifest the gateway has.
+    """Creates a job from inline items, from a manifest the gateway has, or on the feature set of the job `features`.
 
     Without `idempotency_key` the client makes one, so that its own retries never create two jobs.
     """
-    fields = {"type": JobType.FEATURES, "items": items, "input": input, **options}
+    fields = {"type": type, "items": items, "input": input, "features": features, **options}
     body = to_jsonable_python({name: value for name, value in fields.items() if value is not None})
     headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
     return Request("POST", "/v1/jobs", Job, json=body, headers=headers)
@@ -188,7 +178,7 @@ def list_parts(id: str, *, limit: int = 100) -> Request[Page[Part]]:
 
 
 def read_results(id: str, format: ResultFormat) -> Request[bytes]:
-    """A job's whole feature set as one file."""
+    """A job's whole feature set, or its predictions, as one file."""
     path = f"/v1/jobs/{_part(id)}/results"
     return Request("GET", path, bytes, params={"format": format}, stream="bytes", timeout=_TRANSFER_TIMEOUT)
 
@@ -209,6 +199,34 @@ def list_models(*, limit: int = 100) -> Request[Page[ModelEntry]]:
 def get_model(id: str) -> Request[ModelEntry]:
     """One encoder or model."""
     return Request("GET", f"/v1/models/{_part(id)}", ModelEntry)
+
+
+def delete_model(id: str) -> Request[Deleted]:
+    """Deletes a model that a job made. Raises Conflict while a job that has not ended needs it."""
+    return Request("DELETE", f"/v1/models/{_part(id)}", Deleted)
+
+
+def read_model_file(id: str, name: str) -> Request[bytes]:
+    """One of the `files` of a model that a job made."""
+    path = f"/v1/models/{_part(id)}/files/{quote(name)}"
+    return Request("GET", path, bytes, stream="bytes", timeout=_TRANSFER_TIMEOUT)
+
+
+def create_predictions(
+    *,
+    model: str,
+    items: Sequence[Item | Mapping[str, Any]],
+    contributions: bool = False,
+    timeout_seconds: float | None = None,
+) -> Request[PredictionList]:
+    """What a model says of a few items, at once; pictures and sounds are `file-…` ids or `data:` URIs.
+
+    `contributions`: and how much each modality moved it. Raises Unavailable if there is no answer in `timeout_seconds`.
+    For more items there is `predict`.
+    """
+    fields = {"model": model, "items": items, "contributions": contributions, "timeout_seconds": timeout_seconds}
+    body = to_jsonable_python({name: value for name, value in fields.items() if value is not None}, exclude_none=True)
+    return Request("POST", "/v1/predictions", PredictionList, json=body, timeout=_TRANSFER_TIMEOUT)
 
 
 def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:

@@ -1,6 +1,6 @@
 """A job's progress on the terminal: a bar for each stage, with its rate and the time left."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +12,23 @@ from rich.text import Text
 from services.client.client import Client
 from services.client.rendering import item_counts, rate, span, status_text, took
 from shared.queues import Stage
-from shared.schemas import Job, JobEvent, StageProgress
+from shared.schemas import Job, JobEvent, Split, StageProgress
+
+#: What events of training say in the bar of their stage, until the next one.
+_TRAINING_NOTES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "training.epoch": lambda e: f"{e['model']}: epoch {e['epoch']}, validation loss {_loss(e['validation_loss'])}",
+    "training.trial": lambda e: f"trial {e['number'] + 1} ({e['candidate']}): validation loss {_loss(e['loss'])}",
+    "training.step": lambda e: str(e["doing"]),
+}
+#: And above it, to stay.
+_TRAINING_REMARKS: dict[str, Callable[[dict[str, Any]], Text]] = {
+    "training.warning": lambda e: Text(e["message"], "yellow"),
+    "training.split": lambda e: Text(", ".join(f"{part} {e[part]:,}" for part in Split if part in e) + " items"),
+    "training.model": lambda e: Text(
+        f"{e['model']}: validation loss {_loss(e['loss'])} in epoch {e['epoch']} ({e['seconds']:.1f} s)"
+    ),
+    "training.fold": lambda e: Text(f"fold {e['fold']}: score {e['score']:.3f}"),
+}
 
 
 class _Progress(BaseModel):
@@ -28,7 +44,7 @@ class JobProgress:
         self._console = console
         self._bars: dict[Stage, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description:<7}"),
+            TextColumn("{task.description:<9}"),
             BarColumn(bar_width=32),
             TextColumn("{task.fields[items]:>15}"),
             TextColumn("{task.fields[rate]:>13}"),
@@ -37,6 +53,7 @@ class JobProgress:
             disable=not console.is_terminal,
         )
         self._told: set[Stage] = set()
+        self._training = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -52,8 +69,18 @@ class JobProgress:
         for stage in sorted(stages, key=list(Stage).index):
             self._show_stage(stage, stages[stage])
 
-    def remark(self, event: JobEvent) -> None:
-        """Says above the bars what goes wrong, and what is done about it."""
+    def tell(self, event: JobEvent) -> None:
+        """Says above the bars what goes wrong, and what is done about it; and how training goes."""
+        if event.type in _TRAINING_NOTES:
+            self._training = _TRAINING_NOTES[event.type](event.data)
+            if Stage.FINE_TUNE in self._bars:
+                self._progress.update(self._bars[Stage.FINE_TUNE], note=self._training)
+        elif event.type in _TRAINING_REMARKS:
+            self._progress.console.print("•", _TRAINING_REMARKS[event.type](event.data))
+        else:
+            self._remark(event)
+
+    def _remark(self, event: JobEvent) -> None:
         place = f"{event.data.get('stage')} shard {event.data.get('shard')}"
         text = {
             "shard.retried": f"{place} is tried again ({event.data.get('code')})",
@@ -65,12 +92,14 @@ class JobProgress:
 
     def _show_stage(self, stage: Stage, progress: StageProgress) -> None:
         ended = progress.finished_at is not None
-        pace = rate(progress)
-        counted = progress.items_total > 0
+        # All items are trained on at once: there is nothing to count until the end, and no pace.
+        training = stage is Stage.FINE_TUNE
+        pace = None if training else rate(progress)
+        counted = progress.items_total > 0 and (ended or not training)
         fields: dict[str, Any] = {
             "items": f"{progress.items_done:,}/{progress.items_total:,}" if counted else "",
             "rate": f"{pace:,.0f} items/s" if pace else "",
-            "note": _note(progress, pace),
+            "note": self._training if training and not ended else _note(progress, pace),
         }
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(stage.value, total=None, **fields)
@@ -90,7 +119,7 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
             if event.type == "progress":
                 progress.show(_Progress.model_validate(event.data).stages)
             else:
-                progress.remark(event)
+                progress.tell(event)
         job = client.jobs.wait(job_id)
         progress.show(job.stages)
     return job
@@ -114,3 +143,7 @@ def _note(progress: StageProgress, pace: float | None) -> str:
     if progress.shards_failed:
         notes.append(f"{progress.shards_failed:,} shards failed")
     return ", ".join(notes)
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

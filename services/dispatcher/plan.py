@@ -8,8 +8,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from services.dispatcher.manifests.detection import open_object, open_prefix
 from services.dispatcher.manifests.reading import Reading
+from shared.catalog import Catalog
 from shared.db import Sessions
 from shared.errors import InvalidRequestError, JobError, NotFoundError
+from shared.jobs.encoders import with_models
 from shared.jobs.files import get_file, locate_files, pin_files
 from shared.jobs.models import JobFile
 from shared.jobs.records import Lease, Plan
@@ -41,7 +43,7 @@ class PlanJob:
 
     def prepare(self, lease: Lease, control: Control) -> ManifestPlace:
         """Finds the manifest. Raises JobError if the tenant has no such file, or may not read the prefix."""
-        source = PlanRequest.model_validate(lease.request).input
+        source = PlanRequest.of(lease.request).input
         if source is None:
             return ManifestPlace(keys.inline_items(lease.job_id))
         try:
@@ -54,15 +56,17 @@ class PlanJob:
 
     def run(self, lease: Lease, prepared: ManifestPlace, control: Control) -> Plan:
         """Streams the manifest into slices. An outage hands the shard back, and planning starts over."""
-        context, request = self._context, PlanRequest.model_validate(lease.request)
+        context, request = self._context, PlanRequest.of(lease.request)
+        catalog = control.patiently(lambda: self._catalog(lease, request))
         reading = Reading(context.store, context.settings.limits, lease.job_id, lease.token, control.check)
         source = _open(reading, prepared)
         return plan_rows(
             source,
             request,
             Place(context.store, lease.job_id, lease.token),
-            catalog=context.catalog,
+            catalog=catalog,
             limits=context.settings.limits,
+            fetching=context.settings.fetching,
             resolve_files=partial(find_files, context.sessions, lease),
             check=control.check,
         )
@@ -70,6 +74,14 @@ class PlanJob:
     def store(self, lease: Lease, output: Plan, control: Control) -> Plan:  # noqa: ARG002
         """Everything is stored already: slices are written while the manifest is read."""
         return output
+
+    def _catalog(self, lease: Lease, request: PlanRequest) -> Catalog:
+        """The catalogue, and the models among the job's encoders. Raises JobError."""
+        try:
+            with self._context.sessions() as session:
+                return with_models(session, lease.tenant, self._context.catalog, request.encoders)
+        except (InvalidRequestError, NotFoundError) as error:
+            raise JobError(error.message, code=error.error_code) from error
 
     def _allowed(self, s3_prefix: str, tenant: str) -> tuple[str, str]:
         settings = self._context.settings

@@ -33,7 +33,12 @@ class Step:
 
 def urgent_steps() -> list[Step]:
     """What people wait for; these touch Postgres and Redis only."""
-    return [Step("rescue", rescue.rescue), Step("hint", rescue.hint)]
+    return [
+        Step("rescue", rescue.rescue),
+        Step("end_overdue", rescue.end_overdue),
+        Step("hint", rescue.hint),
+        Step("warn", rescue.warn, MINUTE / 4),
+    ]
 
 
 def housekeeping_steps() -> list[Step]:
@@ -85,8 +90,8 @@ class Sweep:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, seconds: float = 10.0) -> None:
-        """Lets the steps that run end, up to so many seconds: each may be broken off without harm."""
+    def stop(self, seconds: float = 1.0) -> None:
+        """Lets the steps that run end, each up to so many seconds: they may be broken off without harm."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(seconds)

@@ -1,6 +1,5 @@
 """The dispatcher: `python -m services.dispatcher`. A worker that plans jobs, and the sweep beside it."""
 
-import sys
 from collections.abc import Mapping
 
 from services.dispatcher.metrics import Metrics
@@ -9,8 +8,11 @@ from services.dispatcher.steps.context import SweepContext
 from services.dispatcher.sweep import Sweep
 from shared.broker import send_hints
 from shared.queues import Queue, Stage
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.run import run_worker
+
+#: Jobs planned at the same time: a large manifest, and small ones past it.
+PLANNERS = 2
 
 
 class DispatcherPool:
@@ -18,6 +20,7 @@ class DispatcherPool:
 
     def __init__(self, context: WorkerContext, sweep: Sweep):
         self.handlers: Mapping[Stage, Handler] = {Stage.PLAN: PlanJob(context)}
+        self.lane: LaneHandler | None = None
         self._sweep = sweep
 
     def loaded_models(self) -> list[str]:
@@ -44,4 +47,4 @@ def make_pool(context: WorkerContext) -> DispatcherPool:
 
 def main() -> None:
     """Runs a dispatcher until it is told to stop."""
-    sys.exit(run_worker(Queue.PLAN, make_pool))
+    run_worker(Queue.PLAN, make_pool, runners=PLANNERS)

@@ -6,20 +6,26 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sqlalchemy import select
 
+from services.fusion.lane import PredictLane
+from services.fusion.models import TrainedModels
 from services.fusion.parquet import feature_schema, write_part
+from services.fusion.predict import Predict
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.models import ItemError, Shard
 from shared.jobs.records import Finished, ItemFailure, Lease
 from shared.jobs.states import ShardState
-from shared.ml.fusion.concat import concat
-from shared.ml.fusion.weighted import weighted
+from shared.ml.device import configure_threads
+from shared.ml.fusion.build import make_fusion
 from shared.queues import Modality, Stage
-from shared.schemas import FusionMethod, PlannedItem
+from shared.schemas import Fusion, FusionMethod, PlannedItem
 from shared.storage import keys
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control
+from shared.worker.processes import torch_threads
 from shared.worker.slices import read_slice, read_verified, unpack
 
 Vectors = NDArray[np.float32]
@@ -40,11 +46,13 @@ class Slice:
 class FuseFeatures:
     """Handler of the fusion stage (see shared.worker.context.Handler)."""
 
-    def __init__(self, context: WorkerContext):
-        self._context = context
+    def __init__(self, context: WorkerContext, models: TrainedModels):
+        self._context, self._models = context, models
 
     def load(self, lease: Lease, control: Control) -> None:
-        """There is no model to load."""
+        """Brings the model into memory, if it is one that fuses: the other fusions have no weights."""
+        if (model := lease.schema["fusion"].get("model")) is not None:
+            self._models.get(model, lease.tenant, control)
 
     def prepare(self, lease: Lease, control: Control) -> Slice:
         """Reads the slice's items and the vectors that its extraction shards left."""
@@ -69,14 +77,19 @@ class FuseFeatures:
             slice_.present[modality][rows] = True
         return slice_
 
-    def run(self, lease: Lease, prepared: Slice, control: Control) -> Slice:  # noqa: ARG002
-        """Fuses."""
-        fusion = lease.request["fusion"]
-        if fusion["method"] == FusionMethod.CONCAT:
-            prepared.fused = concat(prepared.vectors, prepared.present)
-        elif fusion["method"] == FusionMethod.WEIGHTED:
-            weights = {Modality(m): w for m, w in fusion["weights"].items()}
-            prepared.fused = weighted(prepared.vectors, prepared.present, weights)
+    def run(self, lease: Lease, prepared: Slice, control: Control) -> Slice:
+        """Fuses, on the CPU: the vectors would take longer to a GPU and back than it takes to join them."""
+        fusion = Fusion.model_validate(lease.schema["fusion"])
+        if fusion.model is not None:
+            model = self._models.get(fusion.model, lease.tenant, control)
+            prepared.fused = model.fused(prepared.vectors, prepared.present)
+        elif fusion.method is not FusionMethod.NONE:
+            dimensions = {m: rows.shape[1] for m, rows in prepared.vectors.items()}
+            module = make_fusion(fusion.method, dimensions, fusion.parameters()).eval()
+            vectors = {m: torch.from_numpy(rows) for m, rows in prepared.vectors.items()}
+            mask = {m: torch.from_numpy(rows) for m, rows in prepared.present.items()}
+            with torch.inference_mode():
+                prepared.fused = module(vectors, mask).numpy()
         return prepared
 
     def store(self, lease: Lease, output: Slice, control: Control) -> Finished:
@@ -128,11 +141,17 @@ class FusionPool:
     """What this service brings to the shard loop (see shared.worker.context.Pool)."""
 
     def __init__(self, context: WorkerContext):
-        self.handlers: Mapping[Stage, Handler] = {Stage.FUSION: FuseFeatures(context)}
+        configure_threads(torch_threads(context.settings.worker, decoding=False))
+        self._models = TrainedModels(context)
+        self.handlers: Mapping[Stage, Handler] = {
+            Stage.FUSION: FuseFeatures(context, self._models),
+            Stage.PREDICT: Predict(context, self._models),
+        }
+        self.lane: LaneHandler | None = PredictLane(self._models)
 
     def loaded_models(self) -> list[str]:
-        """None: these fusions have no weights."""
-        return []
+        """Ids of the trained models in memory."""
+        return self._models.ids()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -158,4 +177,5 @@ def _unusable(item: PlannedItem) -> ItemFailure:
 
 
 def _provenance(lease: Lease) -> dict[str, Any]:
-    return {"job_id": lease.job_id, "encoders": lease.schema["encoders"], "fusion": lease.request["fusion"]}
+    encoders = {m: {**lease.schema["encoders"][m], "id": id} for m, id in encoder_ids(lease.schema).items()}
+    return {"job_id": lease.job_id, "encoders": encoders, "fusion": lease.schema["fusion"]}

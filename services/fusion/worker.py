@@ -1,7 +1,5 @@
 """The fusion pool: `python -m services.fusion`."""
 
-import sys
-
 from services.fusion.tasks import make_pool
 from shared.queues import Queue
 from shared.worker.run import run_worker
@@ -9,4 +7,4 @@ from shared.worker.run import run_worker
 
 def main() -> None:
     """Runs a worker until it is told to stop."""
-    sys.exit(run_worker(Queue.FUSION, make_pool))
+    run_worker(Queue.FUSION, make_pool)

@@ -8,12 +8,14 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from services.gateway.buckets import Buckets
 from services.gateway.deps import Services
 from services.gateway.errors import add_error_handlers
 from services.gateway.metrics import Metrics
-from services.gateway.middleware import BodyLimitMiddleware, RequestMiddleware
+from services.gateway.middleware import BodyLimitMiddleware, RateLimitMiddleware, RequestMiddleware
 from services.gateway.openapi import TAGS
-from services.gateway.routes import files, health, jobs, keys, models, results, workers
+from services.gateway.routes import files, health, jobs, keys, models, predictions, results, workers
+from shared.lanes.client import LaneClient
 from shared.version import trivium_version
 
 #: Requests and uploads that are worked on at the same time.
@@ -22,7 +24,9 @@ THREADS, UPLOADS = 64, 16
 _DESCRIPTION = """Turns text, images and audio into features and fuses them.
 
 A *job* takes *items*, inline or from a manifest, through encoders and fusion to a feature set. What was accepted (202)
-is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable."""
+is never lost. Errors have one shape, `{"error": {"message", "type", "code", "param"}}`; codes are stable. How many
+requests a key may still make is in each answer: `RateLimit-Limit`, `RateLimit-Remaining`, and `RateLimit-Reset`, the
+seconds until all may be made again."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -42,15 +46,21 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics(services.sessions)
     app.state.upload_limiter = anyio.CapacityLimiter(UPLOADS)
+    redis_url, limits = services.settings.redis_url.get_secret_value(), services.settings.limits
+    app.state.buckets = Buckets(redis_url)
+    app.state.lanes = LaneClient(redis_url, limits.lane_requests, app.state.metrics.observe_lane)
     add_error_handlers(app)
-    app.add_middleware(BodyLimitMiddleware, limit=services.settings.limits.json_bytes, uploads=files.UPLOAD_PATH)
+    app.add_middleware(BodyLimitMiddleware, limit=limits.json_bytes, uploads=files.UPLOAD_PATH)
+    app.add_middleware(RateLimitMiddleware, buckets=app.state.buckets, limits=limits)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
-    for routes in (files, jobs, results, models, workers, keys, health):
+    for routes in (files, jobs, results, predictions, models, workers, keys, health):
         app.include_router(routes.router)
     return app
 
 
 @asynccontextmanager
-async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
+    await app.state.buckets.close()
+    await app.state.lanes.close()

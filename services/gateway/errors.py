@@ -1,5 +1,6 @@
 """Every error as the one shape that callers see: `{"error": {"message", "type", "code", "param"}}`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -16,7 +17,7 @@ from starlette.routing import Match
 from shared.db import is_outage
 from shared.errors import AuthenticationError, InvalidRequestError, TriviumError, UnavailableError
 from shared.observability import get_logger
-from shared.schemas import ErrorBody, ErrorResponse
+from shared.schemas import ErrorBody, ErrorResponse, JobType
 
 log = get_logger(__name__)
 
@@ -25,6 +26,9 @@ _CODES = {400: "invalid_json", 404: "unknown_route", 405: "method_not_allowed", 
 
 #: Not in the standard, but what nginx and those who read logs know it by.
 _CLIENT_CLOSED = 499
+
+#: How pydantic writes a choice that is a member of an enum; callers know only its value.
+_MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
 
 #: More wrong fields than this are not named one by one.
 _NAMED_FIELDS = 3
@@ -71,7 +75,7 @@ async def _on_deliberate(_: Request, error: Exception) -> Response:
 
 async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
+    problems = [_readable(problem) for problem in error.errors()]
     if problems[0]["type"] == "json_invalid":
         place, reason = problems[0]["loc"][-1], problems[0]["ctx"]["error"]
         broken = InvalidRequestError(f"The body is not JSON: {reason} at character {place}.", code="invalid_json")
@@ -124,11 +128,19 @@ def _unavailable(retry_after: int | None) -> JSONResponse:
     return error_response(UnavailableError(message, retry_after=retry_after or 5))
 
 
+def _readable(problem: dict[str, Any]) -> dict[str, Any]:
+    """A job of an unknown type, said as of any other field with a few values."""
+    if problem["type"] != "union_tag_invalid" or not isinstance(problem.get("input"), dict):
+        return problem
+    known = ", ".join(repr(type.value) for type in JobType)
+    return {**problem, "type": "enum", "loc": ("body", "type"), "msg": f"Input should be one of {known}"}
+
+
 def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
     """What is wrong, without repeating what was sent."""
     named = []
     for problem in problems[:_NAMED_FIELDS]:
-        words = str(problem["msg"]).removeprefix("Value error, ")
+        words = _MEMBER.sub(r"\1", str(problem["msg"]).removeprefix("Value error, "))
         path = _path(problem["loc"])
         if path is None and problem["loc"] and problem["loc"][0] == "body" and problem["type"] != "value_error":
             words = "The body must be a JSON object, sent with `Content-Type: application/json`"
@@ -138,5 +150,6 @@ def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _path(location: Sequence[Any]) -> str | None:
-    """`("body", "items", 3, "id")` → `items.3.id`."""
-    return ".".join(str(part) for part in location[1:]) or None
+    """`("body", "features", "items", 3, "id")` → `items.3.id`: the job's type is no field on the way."""
+    place = location[2:] if location[1:2] and location[0] == "body" and location[1] in set(JobType) else location[1:]
+    return ".".join(str(part) for part in place) or None

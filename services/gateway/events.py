@@ -21,6 +21,10 @@ from shared.schemas import JobEvent
 log = get_logger(__name__)
 
 _LOOK_SECONDS = 1.0
+
+#: A server that shuts down gives its streams this long to end as they should.
+LEAVE_SECONDS = 5.0
+
 _AT_ONCE = 500
 
 
@@ -46,10 +50,11 @@ def look(services: Services, tenant: str, job_id: str, after: int) -> Look:
 
 
 async def stream(
-    services: Services, tenant: str, job_id: str, after: int, first: Look
+    services: Services, tenant: str, job_id: str, after: int, first: Look, leaving: anyio.Event
 ) -> AsyncIterator[ServerSentEvent]:
-    """The events behind `after`, of which `first` holds the first, until the job has ended; about each second its
-    progress, if it changed, as an event without an id, since that cannot be resumed from."""
+    """The events behind `after`, of which `first` holds the first, until the job has ended, or the server is `leaving`:
+    callers resume at another. About each second the job's progress, if it changed, as an event without an id, since
+    that cannot be resumed from."""
     seen: Look | None = first
     shown: dict[str, Any] = {}
     while True:
@@ -63,7 +68,9 @@ async def stream(
                 shown = seen.progress
                 event = JobEvent(id=str(after), type="progress", created_at=time.time(), data=shown)
                 yield ServerSentEvent(event.model_dump_json(), event=event.type)
-        await anyio.sleep(_LOOK_SECONDS)
+        with anyio.move_on_after(_LOOK_SECONDS):
+            await leaving.wait()
+            return
         try:
             seen = await run_in_threadpool(look, services, tenant, job_id, after)
         except NotFoundError:

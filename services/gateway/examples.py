@@ -14,7 +14,7 @@ FILE: dict[str, Any] = {
     "status": "processed",
 }
 
-FEATURES_REQUESTS: dict[str, Any] = {
+JOB_REQUESTS: dict[str, Any] = {
     "inline": {
         "summary": "A few items in the body",
         "value": {
@@ -30,11 +30,38 @@ FEATURES_REQUESTS: dict[str, Any] = {
     },
     "manifest": {
         "summary": "A manifest that was uploaded: JSONL, Parquet, tar or zip",
-        "value": {"type": "features", "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"}},
+        "value": {
+            "type": "features",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "timeout_seconds": 7200,
+        },
     },
     "prefix": {
         "summary": "A folder of object storage",
         "value": {"type": "features", "input": {"s3_prefix": "s3://trivium/imports/default/2026-11/"}},
+    },
+    "fine_tune": {
+        "summary": "A classifier on the features of an earlier job",
+        "value": {"type": "fine_tune", "method": "classifier", "features": "job-01k9w0c5h2m7v4x8r1t6q3z9ny"},
+    },
+    "train_encoder": {
+        "summary": "A classifier on items, with an encoder that is trained on their labels",
+        "value": {
+            "type": "fine_tune",
+            "method": "classifier",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "encoders": {"text": "all-minilm-l6-v2", "image": None, "audio": "log_mel_cnn"},
+            "train_encoder": "lora",
+            "encoder_training": {"epochs": 3, "lora_rank": 8},
+        },
+    },
+    "predict": {
+        "summary": "What a model says of new items",
+        "value": {
+            "type": "predict",
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "items": [{"id": "post-3", "text": "A dog in the snow"}],
+        },
     },
 }
 
@@ -58,6 +85,8 @@ JOB: dict[str, Any] = {
     "started_at": 1794787201,
     "finished_at": None,
     "cancel_requested_at": None,
+    "deadline_at": 1794794400,
+    "input_bytes": FILE["bytes"],
     "items": {"total": 1200, "succeeded": 510, "partial": 2, "failed": 0},
     "stages": {"text": STAGE, "fusion": {**STAGE, "shards_done": 2, "items_done": 512}},
     "request": {
@@ -70,9 +99,11 @@ JOB: dict[str, Any] = {
         "fusion": {"method": "concat", "weights": {}},
         "shard_size": 256,
         "priority": 0,
+        "timeout_seconds": 7200,
         "metadata": {"project": "posts"},
     },
     "metadata": {"project": "posts"},
+    "models": [],
     "error": None,
 }
 
@@ -129,6 +160,8 @@ MODEL: dict[str, Any] = {
     "licence": "Apache-2.0",
     "description": "Sentence embeddings, English; weights ship in a package",
     "job_id": None,
+    "fine_tuned": None,
+    "files": [],
 }
 
 WORKER: dict[str, Any] = {
@@ -138,6 +171,7 @@ WORKER: dict[str, Any] = {
     "host": "node-3",
     "pid": 17,
     "version": "0.1.0",
+    "protocol": 1,
     "started_at": 1794780000.0,
     "last_seen_at": 1794787214.0,
     "state": "busy",
@@ -158,6 +192,46 @@ KEY: dict[str, Any] = {
 }
 
 NEW_KEY: dict[str, Any] = {**KEY, "key": "sk-trivium-…"}
+
+PREDICTION_REQUESTS: dict[str, Any] = {
+    "items": {
+        "summary": "Two items, one with a picture that was uploaded",
+        "value": {
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "items": [
+                {"id": "post-3", "text": "A dog in the snow", "image": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+                {"id": "post-4", "audio": "data:audio/ogg;base64,AAAA"},
+            ],
+            "contributions": True,
+        },
+    },
+}
+
+PREDICTIONS: dict[str, Any] = {
+    "object": "list",
+    "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "data": [
+        {
+            "id": "post-3",
+            "prediction": ["animals"],
+            "probability": 0.93,
+            "probabilities": {"animals": 0.93, "weather": 0.07},
+            "contributions": {"text": 0.31, "image": 0.12},
+            "errors": [],
+        },
+        {
+            "id": "post-4",
+            "prediction": None,
+            "probability": None,
+            "probabilities": None,
+            "contributions": None,
+            "errors": [
+                {"modality": "audio", "code": "corrupt_media", "message": "The sound cannot be read: …"},
+                {"modality": None, "code": "no_usable_modality", "message": "The item has nothing that …"},
+            ],
+        },
+    ],
+}
 
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from shared.db import Sessions
 from shared.jobs.models import Job, Shard
+from shared.jobs.registry import stranded_shards
 from shared.jobs.states import ShardState
 from shared.observability import get_logger
-from shared.queues import Queue
+from shared.queues import Queue, Stage
 from shared.schemas import JobStatus
 
 log = get_logger(__name__)
@@ -39,6 +40,9 @@ class Metrics:
         self._seconds = Histogram(
             "trivium_http_request_seconds", "Time until the answer began", ["method", "route"], registry=self._registry
         )
+        self._lane_seconds = Histogram(
+            "trivium_lane_seconds", "Time that interactive requests took", ["stage", "outcome"], registry=self._registry
+        )
         self._registry.register(_Tables(sessions))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -46,6 +50,10 @@ class Metrics:
         method = method if method in _METHODS else "other"  # callers may send any word, and each would be a series
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
+
+    def observe_lane(self, stage: Stage, outcome: str, seconds: float) -> None:
+        """Counts one interactive request to a stage's workers; `outcome` is `ok` or an error's code."""
+        self._lane_seconds.labels(stage, outcome).observe(seconds)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -73,7 +81,7 @@ class _Tables(Collector):
     def _read(self) -> list[Metric]:
         try:
             with self._sessions() as session:
-                return [*_queues(session), _jobs(session)]
+                return [*_queues(session), _stranded(session), _jobs(session)]
         except SQLAlchemyError as error:
             log.warning("metrics without tables", error=str(error))
             return []
@@ -94,6 +102,15 @@ def _queues(session: Session) -> tuple[Metric, Metric]:
             depth.add_metric([queue, state], found.get((queue, state), (0, 0))[0])
         age.add_metric([queue], float(found.get((queue, ShardState.READY), (0, 0))[1]))
     return depth, age
+
+
+def _stranded(session: Session) -> Metric:
+    what = "Ready shards that every live worker of the pool is too old for"
+    metric = GaugeMetricFamily("trivium_queue_stranded_shards", what, labels=["queue"])
+    counts = stranded_shards(session)
+    for queue in Queue:
+        metric.add_metric([queue], counts.get(queue, 0))
+    return metric
 
 
 def _jobs(session: Session) -> Metric:

@@ -10,6 +10,7 @@ TAGS = [
     {"name": "files", "description": "Uploaded bytes: manifests, pictures, sounds. Stored once per content."},
     {"name": "jobs", "description": "Requests and how far they are."},
     {"name": "results", "description": "What jobs leave behind: events, features, errors of items."},
+    {"name": "predictions", "description": "What a model says of a few items, while the caller waits."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
@@ -25,11 +26,28 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     409: ("Its state forbids this", "invalid_request_error", "job_not_finished", "The job 'job-…' is running; …"),
     413: ("Over a limit", "invalid_request_error", "too_large", "The body is larger than the … bytes allowed."),
     422: ("Something in it must be changed", "invalid_request_error", "invalid_request", "limit: Input should be …"),
-    429: ("Too much waits already", "rate_limit_error", "rate_limit_exceeded", "More than … shards wait already; …"),
+    429: (
+        "Requests come too fast, or (`queue_full`) too much waits already; Retry-After says when to come back",
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        "Requests come too fast: … a second are allowed, … at once.",
+    ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
-    503: ("Postgres or S3 is away", "server_error", "unavailable", "A server that this one needs cannot be …"),
-    507: ("Too little disk is left", "server_error", "storage_full", "Too little disk is left here to take a file."),
+    503: (
+        "Postgres, S3 or (for predictions) Redis is away",
+        "server_error",
+        "unavailable",
+        "A server that this one needs cannot be …",
+    ),
+    504: ("No answer in time", "server_error", "deadline_exceeded", "'model-…' did not answer in time: …"),
+    507: ("Too little disk is left", "server_error", "storage_full", "Too little disk is left here to take more."),
 }
+
+
+#: Answers that say when to try again.
+_LATER = frozenset({429, 503})
+
+_RETRY_AFTER = {"description": "seconds", "schema": {"type": "integer"}, "example": 30}
 
 
 def errors(*statuses: int) -> Responses:
@@ -43,6 +61,8 @@ def errors(*statuses: int) -> Responses:
             "description": words,
             "content": {"application/json": {"example": example}},
         }
+        if status in _LATER:
+            documented[status]["headers"] = {"Retry-After": _RETRY_AFTER}
     return documented
 
 
@@ -53,4 +73,4 @@ def answers(example: Any, *error_statuses: int, status: int = 200, words: str = 
 
 
 #: What every route that needs a key may answer.
-COMMON_ERRORS = errors(401, 422, 500, 503)
+COMMON_ERRORS = errors(401, 422, 429, 500, 503)

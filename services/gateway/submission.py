@@ -7,21 +7,26 @@ from pydantic_core import PydanticSerializationError
 
 from services.gateway import admission
 from services.gateway.deps import Services
+from services.gateway.sources import settle
 from shared import schemas
+from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
+from shared.fine_tuning import JobRequest
 from shared.ids import new_id
 from shared.jobs import repository
-from shared.jobs.files import locate_files
-from shared.jobs.layout import lay_out
+from shared.jobs.backlog import check_backlog, check_with_others
+from shared.jobs.encoders import with_models
+from shared.jobs.files import locate_files, total_bytes
+from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
 from shared.planning import plan_inline
-from shared.schemas import FeaturesRequest, Item, MediaLocation
+from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
 from shared.storage import keys
 
 
 def submit(
-    services: Services, tenant: str, request: FeaturesRequest, idempotency_key: str | None
+    services: Services, tenant: str, request: JobRequest, idempotency_key: str | None
 ) -> tuple[schemas.Job, bool]:
     """Creates the job, or finds the one that an earlier request with this key created (then the flag is False).
 
@@ -35,21 +40,30 @@ def submit(
             earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
-        repository.check_backlog(session, tenant, services.settings.limits.waiting_shards)
-    admission.check(request, tenant, services.settings, services.catalog)
+        request = settle(session, tenant, request)
+        catalog = with_models(session, tenant, services.catalog, request.encoders)
+        files = _files_of(request)
+        input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
+        check_backlog(session, tenant, services.settings.limits, input_bytes)
+    admission.check(request, tenant, services.settings, catalog)
     new = NewJob(
         id=new_id("job"),
         tenant=tenant,
         request=request.model_dump(mode="json", exclude={"items"}),
         request_sha256=digest,
         idempotency_key=idempotency_key,
-        file_ids=_files_of(request),
+        file_ids=files,
+        features=getattr(request, "features", None),
+        model=request.fusion.model if isinstance(request, FeaturesRequest) else getattr(request, "model", None),
+        encoders=[id for id in request.encoders.chosen().values() if isinstance(catalog.get(id), FittedEncoder)],
+        input_bytes=input_bytes,
+        timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
     )
-    plan = _prepare(services, new, request, len(body))
+    plan = _prepare(services, new, request, catalog, len(body))
     return _insert(services, new, plan)
 
 
-def _prepare(services: Services, new: NewJob, request: FeaturesRequest, body_bytes: int) -> Plan | None:
+def _prepare(services: Services, new: NewJob, request: ItemSource, catalog: Catalog, body_bytes: int) -> Plan | None:
     """Objects first: the plan of a small inline job, or the items of a large one, for the dispatcher to plan."""
     if request.items is None:
         return None
@@ -66,8 +80,9 @@ def _prepare(services: Services, new: NewJob, request: FeaturesRequest, body_byt
         services.store,
         new.id,
         request,
-        catalog=services.catalog,
+        catalog=catalog,
         limits=services.settings.limits,
+        fetching=services.settings.fetching,
         resolve_files=resolve,
     )
 
@@ -77,10 +92,13 @@ def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas
     with services.sessions.begin() as session:
         job = repository.create(session, new)
         if job is not None:
-            if plan is None:
-                repository.queue_plan(session, job)
-            else:
+            check_with_others(session, job.tenant, services.settings.limits)
+            if plan is not None:
                 lay_out(session, job, plan)
+            elif new.features is not None:
+                lay_out_on_features(session, job, repository.find_features(session, new.tenant, new.features))
+            else:
+                repository.queue_plan(session, job)
             shown, queues = repository.snapshot(session, job), repository.ready_queues(session, job.id)
         else:
             assert new.idempotency_key is not None
@@ -92,7 +110,7 @@ def _insert(services: Services, new: NewJob, plan: Plan | None) -> tuple[schemas
     return shown, job is not None
 
 
-def _canonical(request: FeaturesRequest) -> bytes:
+def _canonical(request: JobRequest) -> bytes:
     try:
         return request.model_dump_json(exclude_defaults=True).encode()
     except PydanticSerializationError as error:
@@ -100,7 +118,7 @@ def _canonical(request: FeaturesRequest) -> bytes:
         raise InvalidRequestError(message, code="invalid_unicode", param="items") from error
 
 
-def _files_of(request: FeaturesRequest) -> frozenset[str]:
+def _files_of(request: ItemSource) -> frozenset[str]:
     """The files that the request names: its manifest, or the media of its inline items."""
     if request.input is not None:
         return frozenset(filter(None, [request.input.file_id]))

@@ -1,7 +1,6 @@
 """Uploads: a multipart body read as it arrives, straight into object storage; never whole in memory or on disk."""
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,14 +9,14 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
+from services.gateway.admission import check_space
 from services.gateway.deps import Services
 from services.gateway.media_types import HEAD_BYTES, sniff
 from shared import schemas
-from shared.errors import InvalidRequestError, StorageFullError
+from shared.errors import InvalidRequestError
 from shared.ids import new_id
 from shared.jobs.files import add_file
 from shared.observability import get_logger
-from shared.settings import Settings
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
 
@@ -26,8 +25,9 @@ log = get_logger(__name__)
 #: The fields beside the file are short.
 _FIELD_BYTES, _FIELD_COUNT = 4096, 16
 
-_PURPOSE = re.compile(r"[a-z0-9_-]{1,64}")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+PURPOSE = "[a-z0-9_-]{1,64}"
+#: Control characters, line ends, what turns the direction of writing (`gpj.exe` seen as `exe.jpg`), halves of pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def store_upload(
@@ -37,7 +37,7 @@ def store_upload(
 
     Raises InvalidRequestError, TooLargeError (`file_too_large`), StorageFullError; nothing is left behind then.
     """
-    _check_space(services.settings)
+    check_space(services.settings)
     form = MultipartFile(content_type, next_chunk)
     head = form.peek(HEAD_BYTES)
     kind = sniff(head)
@@ -64,11 +64,6 @@ def discard(store: ObjectStore, key: str) -> None:
         store.delete([key])
     except Exception as error:  # noqa: BLE001  # no row names the object: the sweep removes what stays behind
         log.warning("object not deleted", key=key, error=str(error))
-
-
-def _check_space(settings: Settings) -> None:
-    if settings.data_dir is not None and shutil.disk_usage(settings.data_dir).free < settings.min_free_bytes:
-        raise StorageFullError("Too little disk is left here to take a file.")
 
 
 class MultipartFile:
@@ -103,7 +98,7 @@ class MultipartFile:
     def purpose(self) -> str:
         """What the file is for, known after `finish`: a word to filter lists by. Raises InvalidRequestError."""
         word = bytes(self._fields.get("purpose", b"user_data")).decode(errors="replace")
-        if not _PURPOSE.fullmatch(word):
+        if not re.fullmatch(PURPOSE, word):
             raise InvalidRequestError("A purpose is a word of small letters, digits, - and _.", param="purpose")
         return word
 
@@ -153,6 +148,8 @@ class MultipartFile:
                 raise InvalidRequestError("Send one file at a time.", param="file")
             self._file = "open"
             self.filename = clean_filename(options.get(b"filename", b"").decode(errors="replace"))
+        elif name == "purpose" and name in self._fields:
+            raise InvalidRequestError("Send one purpose.", param="purpose")
         elif len(self._fields) < _FIELD_COUNT:
             self._field = self._fields.setdefault(name, bytearray())
         else:

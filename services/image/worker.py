@@ -1,7 +1,5 @@
 """The image pool: `python -m services.image`."""
 
-import sys
-
 from services.image.tasks import make_pool
 from shared.queues import Queue
 from shared.worker.run import run_worker
@@ -9,4 +7,4 @@ from shared.worker.run import run_worker
 
 def main() -> None:
     """Runs a worker until it is told to stop."""
-    sys.exit(run_worker(Queue.IMAGE, make_pool))
+    run_worker(Queue.IMAGE, make_pool)

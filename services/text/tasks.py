@@ -7,14 +7,14 @@ from services.text.fit import FitWord2Vec
 from services.text.preprocess import decode
 from shared.errors import ItemError
 from shared.ml.pool import ExtractionPool
-from shared.queues import Modality, Stage
+from shared.queues import Modality
 from shared.worker.context import WorkerContext
 
 
 class TextDecoder:
     """Cleans texts where it is called: unlike media, text is decoded by nothing that could crash or hang."""
 
-    def submit(self, data: bytes, options: dict[str, Any]) -> "Future[str]":
+    def submit(self, data: bytes, options: dict[str, Any], *, urgent: bool = False) -> "Future[str]":  # noqa: ARG002
         """A future that is done already."""
         future: Future[str] = Future()
         try:
@@ -29,4 +29,4 @@ class TextDecoder:
 
 def make_pool(context: WorkerContext) -> ExtractionPool:
     """The text pool."""
-    return ExtractionPool(context, Modality.TEXT, TextDecoder(), {Stage.FIT: FitWord2Vec(context)})
+    return ExtractionPool(context, Modality.TEXT, TextDecoder(), {"word2vec": FitWord2Vec(context)})

@@ -7,9 +7,11 @@ A shard is held under a *lease*: a token and an expiry that only its holder know
 shard is conditional on the token, so a worker that was frozen past its lease changes nothing when it thaws.
 """
 
+import math
 import random
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, text, update
@@ -18,7 +20,8 @@ from sqlalchemy.orm import Session
 from shared.errors import LeaseLostError
 from shared.jobs.cache import remember
 from shared.jobs.models import Job, JobStage, QueueClock, Shard
-from shared.jobs.records import Finished, Lease, Renewal
+from shared.jobs.protocol import PROTOCOL
+from shared.jobs.records import Finished, Lease, Renewal, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.jobs.transitions import (
     add_event,
@@ -27,6 +30,7 @@ from shared.jobs.transitions import (
     cancel_waiting,
     end_job,
     end_shard,
+    fail_early,
     held,
     lock_job,
     place_of,
@@ -53,16 +57,19 @@ def claim(
     *,
     limit: int = 1,
     loaded: Sequence[str] = (),
+    protocol: int = PROTOCOL,
     lease_seconds: float = 30.0,
     starving_seconds: float = 10.0,
+    largest: float = math.inf,
 ) -> list[Lease]:
-    """Leases up to `limit` ready shards: by priority, then the fair tag; those that `loaded` models suit go first
-    unless the oldest in sight has waited `starving_seconds`."""
+    """Leases up to `limit` ready shards of `protocol` or below that cost at most `largest`: by priority, then the fair
+    tag; those that `loaded` models suit go first unless the oldest in sight has waited `starving_seconds`."""
     rows = session.execute(
         _CLAIM,
         {
             "queue": queue.value, "worker": worker, "limit": limit, "loaded": list(loaded), "window": CLAIM_WINDOW,
             "lease": timedelta(seconds=lease_seconds), "starving": timedelta(seconds=starving_seconds),
+            "protocol": protocol, "largest": largest,
         },
     ).all()  # fmt: skip
     if not rows:
@@ -78,8 +85,10 @@ def claim(
     return [
         Lease(
             shard_id=row.id, token=row.lease_token, job_id=row.job_id, tenant=row.tenant, stage=Stage(row.stage),
-            index=row._mapping["index"], items=row.items, spec=row.spec, isolated=row.isolated,
+            index=row._mapping["index"], items=row.items, cost=row.cost, spec=row.spec, isolated=row.isolated,
             strikes={int(k): v for k, v in row.strikes.items()}, request=row.request, schema=row.schema,
+            checkpoints=row.checkpoints,
+            protocol=row.protocol,
         )
         for row in rows
     ]  # fmt: skip
@@ -89,6 +98,7 @@ _CLAIM = text("""
     WITH head AS MATERIALIZED (
         SELECT id, affinity, ready_at FROM shards
         WHERE queue = :queue AND state = 'ready' AND run_after <= clock_timestamp()
+              AND protocol <= :protocol AND cost <= :largest
         ORDER BY priority DESC, vtime, id LIMIT :window
     ), starving AS (
         SELECT coalesce(min(ready_at) < clock_timestamp() - cast(:starving AS interval), false) AS yes FROM head
@@ -161,6 +171,26 @@ def probe(session: Session, lease: Lease, item_index: int | None) -> None:
         raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
 
 
+def checkpoint(session: Session, lease: Lease, name: str, stored: StoredObject) -> None:
+    """Notes how far training is; the next attempt resumes from there. Progress resets what counts against the shard.
+
+    Raises LeaseLostError.
+    """
+    shard = held(session, lease.shard_id, lease.token)
+    if shard is None:
+        raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
+    shard.checkpoints = {**shard.checkpoints, name: {"key": stored.key, "sha256": stored.sha256}}
+    shard.attempts, shard.early_deaths = 1, 0
+
+
+def report(session: Session, lease: Lease, type: str, data: dict[str, Any]) -> None:
+    """Writes an event of the shard's job. Raises LeaseLostError."""
+    job = lock_job(session, lease.job_id)
+    if job is None or held(session, lease.shard_id, lease.token) is None:
+        raise LeaseLostError(f"The lease of shard {lease.shard_id} was lost.")
+    add_event(session, job.id, type, data)
+
+
 def finish(session: Session, results: Sequence[Finished]) -> set[int]:
     """Ends shards as done, with their counters, what waited for them, and the job if they were its last.
 
@@ -169,7 +199,7 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
     accepted = set()
     for result in sorted(results, key=lambda r: (r.lease.job_id, r.lease.stage, r.lease.index)):
         job = lock_job(session, result.lease.job_id)
-        shard = held(session, result.lease)
+        shard = held(session, result.lease.shard_id, result.lease.token)
         if job is None or shard is None:
             continue
         if result.stored is not None:
@@ -183,7 +213,7 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
         job.items_partial += result.partial
         job.items_failed += result.failed
         if result.schema_update:
-            job.schema = {**job.schema, **result.schema_update}
+            job.schema = _merged(job.schema, result.schema_update)
         if result.model is not None and result.stored is not None:
             register_model(session, job, result.model, result.stored)
         if result.cached is not None:
@@ -194,16 +224,34 @@ def finish(session: Session, results: Sequence[Finished]) -> set[int]:
     return accepted
 
 
-def release(session: Session, lease: Lease, *, refund: bool = True, delay_seconds: float = 0.0) -> None:
-    """Hands a shard back unfinished: a drain, an outage, a cancelled job. `refund` gives the attempt back."""
+def _merged(schema: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """A job's schema with more in it. Of objects that both have, the entries: each fit of a job names its own model."""
+    both = {k: {**schema[k], **v} for k, v in update.items() if isinstance(v, dict) and isinstance(schema.get(k), dict)}
+    return {**schema, **update, **both}
+
+
+def release(session: Session, lease: Lease, *, delay_seconds: float = 0.0) -> None:
+    """Hands a shard back unfinished: a drain, an outage, a cancelled job. Its attempt is given back."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    _release(session, job, held(session, lease.shard_id, lease.token), delay_seconds)
+
+
+def hand_back(session: Session, leases: Sequence[tuple[int, UUID]]) -> None:
+    """Releases what a worker holds that has to leave: nobody died, and no attempt is spent."""
+    tokens = dict(leases)
+    places = select(Shard.id, Shard.job_id).where(Shard.id.in_(tokens)).order_by(Shard.job_id, Shard.id)
+    for id, job_id in session.execute(places).all():
+        job = lock_job(session, job_id)
+        _release(session, job, held(session, id, tokens[id]), 0.0)
+
+
+def _release(session: Session, job: Job | None, shard: Shard | None, delay_seconds: float) -> None:
     if job is None or shard is None:
         return
     if job.status == JobStatus.CANCELLING or job.status in ENDED_JOBS:
         end_shard(session, job, shard, ShardState.CANCELLED)
         return
-    if refund and shard.started_at is not None:
+    if shard.started_at is not None:
         shard.attempts -= 1
     back_to_ready(shard, delay_seconds)
 
@@ -211,7 +259,7 @@ def release(session: Session, lease: Lease, *, refund: bool = True, delay_second
 def fail(session: Session, lease: Lease, code: str, message: str, *, max_attempts: int = 4) -> None:
     """An attempt went wrong: again after a pause, or, attempts spent, the shard failed."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    shard = held(session, lease.shard_id, lease.token)
     if job is None or shard is None:
         return
     shard.error_code, shard.error_message = code, message[:2000]
@@ -227,14 +275,12 @@ def fail(session: Session, lease: Lease, code: str, message: str, *, max_attempt
 def fail_job(session: Session, lease: Lease, code: str, message: str) -> None:
     """Something that is no item's fault ends the job: what was not begun is cancelled, what runs is told to stop."""
     job = lock_job(session, lease.job_id)
-    shard = held(session, lease)
+    shard = held(session, lease.shard_id, lease.token)
     if job is None or shard is None:
         return
     shard.error_code, shard.error_message = code, message[:2000]
     if job.status not in ENDED_JOBS and job.status != JobStatus.CANCELLING:
-        job.error_code, job.error_message = code, message[:2000]
-        set_status(session, job, JobStatus.FAILED)
-        cancel_waiting(session, job)
+        fail_early(session, job, code, message[:2000])
     end_shard(session, job, shard, ShardState.FAILED)
 
 
@@ -247,6 +293,24 @@ def cancel(session: Session, job: Job) -> None:
     cancel_waiting(session, job)
     if job.shards_open == 0:
         end_job(session, job)
+
+
+def end_overdue(session: Session) -> bool:
+    """Fails a job that is past its deadline (`deadline_exceeded`). False: there is none that nobody else has locked."""
+    overdue = (
+        (Job.deadline_at <= func.clock_timestamp())
+        & Job.finished_at.is_(None)
+        & (Job.status != JobStatus.CANCELLING)  # it ends anyway
+    )
+    # The conditions hold under the lock, too: a job that ended or was given a new deadline meanwhile is not returned.
+    oldest = select(Job).where(overdue).order_by(Job.deadline_at).limit(1)
+    job = session.scalar(oldest.with_for_update(skip_locked=True))
+    if job is None or job.deadline_at is None:
+        return False
+    deadline = job.deadline_at.astimezone(UTC)
+    message = f"The job had not ended by its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC; a retry gives it a new one."
+    fail_early(session, job, "deadline_exceeded", message)
+    return True
 
 
 def reclaim_expired(session: Session, *, limit: int = 100) -> int:

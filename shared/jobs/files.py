@@ -6,7 +6,7 @@ upload of known content, a file just deleted) can be deleted by whoever meets it
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -96,6 +96,14 @@ def locate_files(session: Session, tenant: str, ids: Collection[str]) -> dict[st
         row.File.id: MediaLocation(key=row.Blob.key, size=row.Blob.bytes, sha256=row.Blob.sha256, ref=row.File.id)
         for row in rows
     }
+
+
+def total_bytes(session: Session, tenant: str, ids: Collection[str]) -> int:
+    """Bytes of those of the files that exist, together."""
+    if not ids:
+        return 0
+    sizes = _files(tenant).where(File.id.in_(ids)).with_only_columns(func.sum(Blob.bytes))
+    return int(session.scalar(sizes) or 0)
 
 
 def pin_files(session: Session, tenant: str, ids: Collection[str]) -> Sequence[str]:

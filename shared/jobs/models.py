@@ -89,6 +89,12 @@ class Job(Base):
             "jobs_unpublished", "finished_at", postgresql_where=text("status = 'succeeded' AND published_at IS NULL")
         ),
         Index("jobs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("jobs_unfinished", "tenant", "created_at", postgresql_where=text("finished_at IS NULL")),
+        Index(
+            "jobs_with_deadline",
+            "deadline_at",
+            postgresql_where=text("finished_at IS NULL AND deadline_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -103,7 +109,11 @@ class Job(Base):
     metadata_: Mapped[dict[str, str]] = mapped_column("metadata", JSONB, default=dict)
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_sha256: Mapped[str] = mapped_column(Text)
+    input_bytes: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), doc="what it was given to read; of a prefix, once it is planned"
+    )
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
+    deadline_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="it fails unless ended by then")
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     cancel_requested_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
@@ -127,6 +137,15 @@ class JobFile(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     file_id: Mapped[str] = mapped_column(Text, primary_key=True, index=True)
+
+
+class JobSource(Base):
+    """A feature set or a model that a job needs; neither can be deleted while the job runs."""
+
+    __tablename__ = "job_sources"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    source_id: Mapped[str] = mapped_column(Text, primary_key=True, index=True, doc="a job's or a model's id")
 
 
 class JobStage(Base):
@@ -157,11 +176,12 @@ class Shard(Base):
         ),
         CheckConstraint("state <> 'blocked' OR waiting_on > 0", name="shards_blocked"),
         Index(
-            "shards_ready",
+            "shards_claimable",
             "queue",
             text("priority DESC"),
             "vtime",
             "id",
+            "protocol",
             postgresql_where=text("state = 'ready'"),
         ),
         Index("shards_leased", "lease_expires_at", postgresql_where=text("state = 'leased'")),
@@ -179,6 +199,7 @@ class Shard(Base):
     spec: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, doc="what to do: slice, items")
     items: Mapped[int] = mapped_column(Integer, default=0)
     affinity: Mapped[str] = mapped_column(Text, default="", doc="the model it needs")
+    protocol: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"), doc="see shared.jobs.protocol")
     priority: Mapped[int] = mapped_column(SmallInteger, default=0)
     cost: Mapped[float] = mapped_column(Float, default=1.0)
     vtime: Mapped[float] = mapped_column(Float, default=0.0, doc="start-time fair queueing's tag")
@@ -198,6 +219,12 @@ class Shard(Base):
     probe: Mapped[int | None] = mapped_column(Integer, doc="isolated: the item being tried")
     strikes: Mapped[dict[str, int]] = mapped_column(JSONB, default=dict, doc="item → deaths while it was tried")
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    checkpoints: Mapped[dict[str, dict[str, str]]] = mapped_column(
+        JSONB,
+        server_default=text("'{}'"),
+        default=dict,
+        doc="name → key and sha256 of what training left to resume from",
+    )
     result_key: Mapped[str | None] = mapped_column(Text, doc="the object this shard's winner wrote")
     result_sha256: Mapped[str | None] = mapped_column(Text)
     result_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -253,7 +280,7 @@ class TenantClock(Base):
 
 
 class Model(Base):
-    """A model that a job made: fitted encoders now, trained ones later."""
+    """A model that a job made: a fitted encoder, or a fine-tuned model. `key` is its weights."""
 
     __tablename__ = "models"
     __table_args__ = (Index("models_of_tenant", "tenant", "id"),)
@@ -262,8 +289,8 @@ class Model(Base):
     tenant: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     kind: Mapped[str] = mapped_column(Text)
-    modality: Mapped[str] = mapped_column(Text)
-    dimension: Mapped[int] = mapped_column(Integer)
+    modality: Mapped[str | None] = mapped_column(Text, doc="null: of all its modalities")
+    dimension: Mapped[int] = mapped_column(Integer, doc="of its vectors; of a classifier or regressor, of its fusion's")
     fingerprint: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(Text)
@@ -306,6 +333,7 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(Text)
     pid: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(Text)
+    protocol: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"), doc="the highest it understands")
     state: Mapped[str] = mapped_column(Text, default="idle")
     loaded_models: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list)
     current_shards: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, default=list)

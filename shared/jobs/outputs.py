@@ -10,6 +10,7 @@ from shared.errors import InvalidRequestError
 from shared.jobs.models import Event, ItemError, Shard
 from shared.jobs.states import ShardState
 from shared.queues import Modality, Stage
+from shared.schemas import JobType
 
 #: How an error of a whole item (no modality) is written in the cursor of a list.
 _WHOLE_ITEM = "item"
@@ -34,12 +35,20 @@ def item_errors(session: Session, job_id: str, *, limit: int, after: str | None 
     return [_error_entry(row) for row in session.scalars(query.limit(limit))]
 
 
-def parts(session: Session, job_id: str, *, limit: int | None = None, after: int = -1) -> list[schemas.Part]:
-    """The Parquet parts in the order of the items, without links; `after` is the index of a part."""
+def result_stage(type: JobType) -> Stage:
+    """The stage whose parts are a job's results."""
+    return Stage.PREDICT if type is JobType.PREDICT else Stage.FUSION
+
+
+def parts(
+    session: Session, job_id: str, *, stage: Stage = Stage.FUSION, limit: int | None = None, after: int = -1
+) -> list[schemas.Part]:
+    """The Parquet parts that a stage wrote (features; `predict`: predictions) in the order of the items, without links;
+    `after` is the index of a part."""
     rows: Sequence[Shard] = session.scalars(
         select(Shard)
         .where(
-            Shard.job_id == job_id, Shard.stage == Stage.FUSION, Shard.index > after,
+            Shard.job_id == job_id, Shard.stage == stage, Shard.index > after,
             Shard.state == ShardState.DONE, Shard.result_key.is_not(None),
         )
         .order_by(Shard.index)

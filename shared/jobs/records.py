@@ -22,11 +22,14 @@ class Lease:
     stage: Stage
     index: int
     items: int
+    cost: float
     spec: dict[str, Any]
     isolated: bool
     strikes: dict[int, int]
     request: dict[str, Any]
     schema: dict[str, Any]
+    protocol: int = 1
+    checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def condemned(self) -> set[int]:
@@ -61,11 +64,11 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class NewModel:
-    """A model that a fit shard made, for the registry."""
+    """A model that a shard made, for the registry. A fine-tuned one has no modality of its own."""
 
     id: str
     kind: str
-    modality: Modality
+    modality: Modality | None
     dimension: int
     fingerprint: str
     spec: dict[str, Any]
@@ -118,10 +121,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What planning found: the slices, the schema fixed for the job, and the items unusable from the start."""
+    """What planning found: the slices, the schema fixed for the job, and the items unusable from the start.
+
+    `input_bytes` is what lies under a prefix; None: the size of the input was known before.
+    """
 
     slices: Sequence[Slice]
     schema: dict[str, Any]
     items_total: int
     failures: Iterable[ItemFailure] = ()
     failure_count: int = 0
+    input_bytes: int | None = None

@@ -11,21 +11,25 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared import schemas
-from shared.errors import BusyError, ConflictError, InvalidRequestError, NotFoundError
-from shared.jobs import engine
+from shared.errors import ConflictError, InvalidRequestError, NotFoundError
+from shared.jobs import engine, registry
 from shared.jobs.files import file_not_found, pin_files
-from shared.jobs.models import Job, JobFile, JobStage, Shard
+from shared.jobs.models import Job, JobFile, JobSource, JobStage, Model, Shard
+from shared.jobs.protocol import protocol_of
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.jobs.transitions import fair_tags, set_status
+from shared.jobs.transitions import fair_tags, set_deadline, set_status
 from shared.queues import Queue, Stage
 from shared.schemas import JobStatus, JobType
 
-_UNFINISHED = (ShardState.READY, ShardState.BLOCKED, ShardState.LEASED)
+#: The cost of a plan is counted in so many bytes; of a prefix it is not known before, and taken to be much.
+PLAN_BYTES, UNKNOWN_PLAN_COST = 1024**2, 1000.0
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job that was accepted. `request` is without inline items; `file_ids` are what it reads, `input` among them."""
+    """A job that was accepted. `request` is without inline items; `file_ids` are what it reads, `input` among them;
+    `features` is the job whose feature set it reads, `model` what it predicts with, `encoders` the models among its
+    encoders."""
 
     id: str
     tenant: str
@@ -33,6 +37,11 @@ class NewJob:
     request_sha256: str
     idempotency_key: str | None = None
     file_ids: Collection[str] = field(default_factory=tuple)
+    features: str | None = None
+    model: str | None = None
+    encoders: Collection[str] = ()
+    input_bytes: int = 0
+    timeout_seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def create(session: Session, new: NewJob) -> Job | None:
     """Inserts a job in state `queued`, without shards yet; the caller lays out a plan or calls `queue_plan`.
 
     None: another request with its idempotency key came first. Raises NotFoundError if the file that `input` names
-    is gone.
+    is gone, or the feature set or the model.
     """
     request = new.request
     pinned = pin_files(session, new.tenant, new.file_ids)
@@ -60,6 +69,7 @@ def create(session: Session, new: NewJob) -> Job | None:
         .values(
             id=new.id, tenant=new.tenant, type=request["type"], priority=request["priority"], request=request,
             metadata_=request["metadata"], idempotency_key=new.idempotency_key, request_sha256=new.request_sha256,
+            input_bytes=new.input_bytes,
         )
         .on_conflict_do_nothing(constraint="jobs_idempotency")
         .returning(Job)
@@ -68,18 +78,49 @@ def create(session: Session, new: NewJob) -> Job | None:
         return None
     if pinned:
         session.execute(insert(JobFile), [{"job_id": job.id, "file_id": id} for id in pinned])
+    _pin_sources(session, new)
+    set_deadline(job, new.timeout_seconds)
     set_status(session, job, JobStatus.QUEUED)
     return job
 
 
+def _pin_sources(session: Session, new: NewJob) -> None:
+    """Locks what the job needs until it is written down that the job needs it: then nobody can delete it."""
+    if new.features is not None:
+        find_features(session, new.tenant, new.features, lock=True)
+    models = sorted({*new.encoders, *filter(None, [new.model])})
+    for id in models:
+        registry.find_model(session, new.tenant, id, lock=True)
+    sources = [{"job_id": new.id, "source_id": id} for id in (*filter(None, [new.features]), *models)]
+    if sources:
+        session.execute(insert(JobSource), sources)
+
+
+def find_features(session: Session, tenant: str, id: str, *, lock: bool = False) -> Job:
+    """The job that made a feature set; `lock`: it cannot be deleted before the end of this transaction.
+
+    Raises NotFoundError (`features_not_found`), ConflictError (`job_not_finished`).
+    """
+    query = select(Job).where(Job.id == id, Job.tenant == tenant, Job.deleted_at.is_(None))
+    job = session.scalar(query.with_for_update(read=True) if lock else query)
+    if job is None or job.request.get("features") is not None:
+        raise NotFoundError(f"There is no feature set of a job {id!r}.", code="features_not_found", param="features")
+    if job.status != JobStatus.SUCCEEDED:
+        message = f"The job {id!r} is {job.status}: a feature set can be used when its job has succeeded."
+        raise ConflictError(message, code="job_not_finished", param="features")
+    return job
+
+
 def queue_plan(session: Session, job: Job) -> None:
-    """Leaves the planning of a new job to the dispatcher."""
-    [vtime] = fair_tags(session, Queue.PLAN, job.tenant, [1.0])
+    """Leaves the planning of a new job to the dispatcher. It costs what there is to read."""
+    of_a_prefix = (job.request.get("input") or {}).get("s3_prefix") is not None
+    cost = UNKNOWN_PLAN_COST if of_a_prefix else 1.0 + job.input_bytes / PLAN_BYTES
+    [vtime] = fair_tags(session, Queue.PLAN, job.tenant, [cost])
     session.add(JobStage(job_id=job.id, stage=Stage.PLAN, shards_total=1))
     session.add(
         Shard(
             job_id=job.id, tenant=job.tenant, stage=Stage.PLAN, queue=Queue.PLAN, index=0, priority=job.priority,
-            vtime=vtime,
+            cost=cost, vtime=vtime, protocol=protocol_of(Stage.PLAN, job.request),
         )
     )  # fmt: skip
     job.shards_open = 1
@@ -92,16 +133,6 @@ def find_repeat(session: Session, tenant: str, idempotency_key: str, request_sha
         message = "This Idempotency-Key was used for another request; a new request needs a new key."
         raise InvalidRequestError(message, code="idempotency_key_reused", param="Idempotency-Key")
     return job
-
-
-def check_backlog(session: Session, tenant: str, waiting_shards: int) -> None:
-    """Raises BusyError when more than `waiting_shards` shards of the tenant wait or run."""
-    over = session.scalar(
-        select(Shard.id).where(Shard.tenant == tenant, Shard.state.in_(_UNFINISHED)).offset(waiting_shards).limit(1)
-    )
-    if over is not None:
-        message = f"More than {waiting_shards} shards of your jobs wait already; send this job when some have ended."
-        raise BusyError(message, retry_after=30)
 
 
 def find(session: Session, tenant: str, id: str, *, lock: bool = False) -> Job:
@@ -139,11 +170,14 @@ def cancel(session: Session, tenant: str, id: str) -> Job:
 def delete(session: Session, tenant: str, id: str) -> None:
     """Hides an ended job and frees its idempotency key; the dispatcher removes its rows and objects.
 
-    Raises ConflictError (`job_not_finished`).
+    Raises ConflictError (`job_not_finished`, `job_in_use`).
     """
     job = find(session, tenant, id, lock=True)
     if job.status not in ENDED_JOBS:
         raise ConflictError(f"The job {id!r} is {job.status}; cancel it first.", code="job_not_finished")
+    if session.scalar(select(registry.is_needed(id))):
+        message = f"A job that has not ended, or a model, needs the feature set or a model of the job {id!r}."
+        raise ConflictError(message, code="job_in_use")
     job.deleted_at, job.idempotency_key = func.clock_timestamp(), None
 
 
@@ -163,7 +197,11 @@ def snapshots(session: Session, jobs: Iterable[Job]) -> list[schemas.Job]:
     rows = session.scalars(select(JobStage).where(JobStage.job_id.in_([job.id for job in jobs])))
     for row in sorted(rows, key=lambda row: list(Stage).index(Stage(row.stage))):
         stages[row.job_id][Stage(row.stage)] = _stage(row)
-    return [_snapshot(job, stages[job.id]) for job in jobs]
+    models: dict[str, list[str]] = defaultdict(list)
+    made = select(Model.job_id, Model.id).where(Model.job_id.in_([job.id for job in jobs])).order_by(Model.id)
+    for job_id, id in session.execute(made):
+        models[job_id or ""].append(id)
+    return [_snapshot(job, stages[job.id], models[job.id]) for job in jobs]
 
 
 def snapshot(session: Session, job: Job) -> schemas.Job:
@@ -173,7 +211,7 @@ def snapshot(session: Session, job: Job) -> schemas.Job:
     return snapshots(session, [job])[0]
 
 
-def _snapshot(job: Job, stages: dict[Stage, schemas.StageProgress]) -> schemas.Job:
+def _snapshot(job: Job, stages: dict[Stage, schemas.StageProgress], models: list[str]) -> schemas.Job:
     error = schemas.JobError(code=job.error_code, message=job.error_message or "") if job.error_code else None
     return schemas.Job(
         id=job.id,
@@ -183,12 +221,15 @@ def _snapshot(job: Job, stages: dict[Stage, schemas.StageProgress]) -> schemas.J
         started_at=_seconds(job.started_at),
         finished_at=_seconds(job.finished_at),
         cancel_requested_at=_seconds(job.cancel_requested_at),
+        deadline_at=_seconds(job.deadline_at),
+        input_bytes=job.input_bytes,
         items=schemas.ItemCounts(
             total=job.items_total, succeeded=job.items_succeeded, partial=job.items_partial, failed=job.items_failed
         ),
         stages=stages,
         request=job.request,
         metadata=job.metadata_,
+        models=models,
         error=error,
     )
 

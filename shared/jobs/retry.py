@@ -1,11 +1,12 @@
 """Trying an ended job's failed items again, in place: their slices' shards go back, and with them what they counted.
 
-Of a slice in which an item had an error, the extraction shards of the modalities with errors run again, and its
-fusion; what was extracted without errors stays. Afterwards counters equal rows, as if those shards had never run.
+Of a slice in which an item had an error, the extraction shards of the modalities with errors run again, its fusion,
+and the training or prediction behind it; what was extracted without errors stays. Afterwards counters equal rows, as if
+those shards had never run.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,14 @@ from sqlalchemy.orm import Session
 from shared.errors import ConflictError
 from shared.jobs.models import ItemError, Job, JobStage, Shard
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.jobs.transitions import add_event, fair_tags, forget_item_errors, set_status
+from shared.jobs.transitions import (
+    add_event,
+    end_job,
+    fair_tags,
+    forget_item_errors,
+    set_deadline,
+    set_status,
+)
 from shared.queues import Modality, Stage
 from shared.schemas import JobStatus
 
@@ -40,15 +48,18 @@ class _Ended:
     spec: dict[str, Any]
 
 
-def retry(session: Session, job: Job) -> None:
-    """Puts back what failed of a job that has ended; `job` is locked.
+def retry(session: Session, job: Job, timeout_seconds: int | None = None) -> None:
+    """Puts back what failed of a job that has ended, with so much time from now on; `job` is locked.
+
+    If its deadline came while its last shards ended, nothing is left to do, and it succeeds at once.
 
     Raises ConflictError: `job_not_finished`, `job_cancelled`, or `nothing_to_retry`.
     """
     _check_ended(job)
     faults = _faults(session, job)
     shards = _to_reset(session, job, faults)
-    if not shards:
+    complete = job.status == JobStatus.FAILED and job.items_succeeded + job.items_partial > 0
+    if not shards and not complete:
         raise ConflictError(f"Nothing of the job {job.id!r} failed that could be tried again.", code="nothing_to_retry")
     _subtract(session, job, shards)
     slices = sorted({s.index for s in shards if s.stage == Stage.FUSION})
@@ -60,6 +71,9 @@ def retry(session: Session, job: Job) -> None:
     add_event(session, job.id, "job.retried", {"shards": len(shards), "slices": len(slices)})
     unplanned = any(s.stage == Stage.PLAN for s in shards)
     set_status(session, job, JobStatus.QUEUED if unplanned else JobStatus.RUNNING)
+    set_deadline(job, timeout_seconds)
+    if not shards:
+        end_job(session, job)
 
 
 def _check_ended(job: Job) -> None:
@@ -81,14 +95,19 @@ def _faults(session: Session, job: Job) -> set[tuple[str, int]]:
 
 
 def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[_Ended]:
-    """What failed or was cancelled, the extraction of faulty modalities, and the fusion of the slices concerned."""
+    """What failed or was cancelled, the extraction of faulty modalities, and what stands on the slices concerned."""
     columns = [getattr(Shard, name) for name in _Ended.__dataclass_fields__]
     found = select(*columns).where(Shard.job_id == job.id).order_by(Shard.stage, Shard.index).with_for_update()
     rows = [_Ended(*row) for row in session.execute(found)]
     chosen = {r.id for r in rows if r.state in _BROKEN or (r.stage, r.index) in faults}
     per_slice = (*_EXTRACTION, Stage.FUSION)
     slices = {r.index for r in rows if r.id in chosen and r.stage in per_slice} | {index for _, index in faults}
-    return [r for r in rows if r.id in chosen or (r.stage == Stage.FUSION and r.index in slices)]
+    behind = (Stage.FUSION, Stage.PREDICT)
+    return [
+        r
+        for r in rows
+        if r.id in chosen or (r.stage in behind and r.index in slices) or (r.stage == Stage.FINE_TUNE and slices)
+    ]
 
 
 def _subtract(session: Session, job: Job, shards: Iterable[_Ended]) -> None:
@@ -134,7 +153,7 @@ _RESET = text("""
         waiting_on = new.waiting_on, vtime = new.vtime, ready_at = clock_timestamp(), run_after = clock_timestamp(),
         attempts = 0, early_deaths = 0, isolated = false, strikes = '{}', probe = NULL, worker = NULL,
         started_at = NULL, finished_at = NULL, error_code = NULL, error_message = NULL,
-        result = '{}', result_key = NULL, result_sha256 = NULL, result_bytes = NULL
+        checkpoints = '{}', result = '{}', result_key = NULL, result_sha256 = NULL, result_bytes = NULL
     FROM unnest(cast(:ids AS bigint[]), cast(:waiting AS integer[]), cast(:vtimes AS double precision[]))
          AS new (id, waiting_on, vtime)
     WHERE shards.id = new.id
@@ -146,7 +165,11 @@ def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:
     shards = list(shards)
     fits = {s.spec["modality"] for s in shards if s.stage == Stage.FIT}
     extracted = Counter(s.index for s in shards if s.stage in _EXTRACTION)
-    return {
-        s.id: extracted[s.index] if s.stage == Stage.FUSION else int(s.stage in _EXTRACTION and s.stage in fits)
-        for s in shards
+    fused = Counter(s.index for s in shards if s.stage == Stage.FUSION)
+    on: dict[str, Callable[[_Ended], int]] = {
+        Stage.FUSION: lambda s: extracted[s.index],
+        Stage.PREDICT: lambda s: fused[s.index],
+        Stage.FINE_TUNE: lambda s: fused.total(),  # noqa: ARG005
+        **dict.fromkeys(_EXTRACTION, lambda s: int(s.stage in fits)),
     }
+    return {s.id: on[s.stage](s) if s.stage in on else 0 for s in shards}

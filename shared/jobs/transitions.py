@@ -4,18 +4,22 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import accumulate
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared.jobs.models import Event, ItemError, Job, JobStage, Model, QueueClock, Shard, TenantClock
-from shared.jobs.records import ItemFailure, Lease, NewModel, StoredObject
+from shared.jobs.records import ItemFailure, NewModel, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Stage
-from shared.schemas import JobStatus
+from shared.schemas import JobStatus, JobType
 
 _EXTRACTION = frozenset(m.value for m in Modality)
+
+#: Stages whose failed shard is the end of its job: what comes after needs them, or they are what was asked for.
+_INDISPENSABLE = frozenset({Stage.FIT.value, Stage.FINE_TUNE.value, Stage.PREDICT.value})
 
 
 def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
@@ -31,10 +35,11 @@ def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job
     )
 
 
-def held(session: Session, lease: Lease) -> Shard | None:
+def held(session: Session, shard_id: int, token: UUID) -> Shard | None:
+    """The shard's row, locked; None if its lease was lost."""
     return session.scalar(
         select(Shard)
-        .where(Shard.id == lease.shard_id, Shard.lease_token == lease.token, Shard.state == ShardState.LEASED)
+        .where(Shard.id == shard_id, Shard.lease_token == token, Shard.state == ShardState.LEASED)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
@@ -43,6 +48,7 @@ def held(session: Session, lease: Lease) -> Shard | None:
 def end_shard(session: Session, job: Job, shard: Shard, state: ShardState) -> None:
     shard.state, shard.finished_at = state, func.clock_timestamp()
     shard.lease_token = shard.lease_expires_at = shard.probe = None
+    shard.checkpoints = {}  # the sweep finds the objects
     job.shards_open -= 1
     stage = session.get(JobStage, (job.id, shard.stage), populate_existing=True)
     if stage is not None:
@@ -63,12 +69,9 @@ def end_shard(session: Session, job: Job, shard: Shard, state: ShardState) -> No
 
 def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> None:
     """What the end of a shard means for those that wait for it."""
-    if state == ShardState.FAILED and shard.stage == Stage.FIT:
-        job.error_code, job.error_message = shard.error_code, shard.error_message
-        set_status(session, job, JobStatus.FAILED)
-        cancel_waiting(session, job)
+    if state == ShardState.FAILED and shard.stage in _INDISPENSABLE:
+        fail_early(session, job, shard.error_code, shard.error_message)
     elif state == ShardState.FAILED and shard.stage == Stage.FUSION:
-        shard.result = {"failed": shard.items}
         job.items_failed += shard.items
         shard.result = {"failed": shard.items}  # what it counted, for `retry` to take back
         message = f"The {shard.items} items of slice {shard.index} could not be fused: {shard.error_message}"
@@ -80,6 +83,20 @@ def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> Non
         _unblock(session, job, (Shard.stage == shard.spec["modality"]))
     elif shard.stage in _EXTRACTION:
         _unblock(session, job, (Shard.stage == Stage.FUSION.value) & (Shard.index == shard.index))
+    if shard.stage == Stage.FUSION:
+        _fused(session, job, shard)
+
+
+def _fused(session: Session, job: Job, shard: Shard) -> None:
+    """What waits for the features of a slice, or of all of them."""
+    if job.type == JobType.PREDICT:
+        _unblock(session, job, (Shard.stage == Stage.PREDICT.value) & (Shard.index == shard.index))
+    elif job.type == JobType.FINE_TUNE:
+        if job.items_failed > job.request["max_failed_fraction"] * job.items_total:
+            message = f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows."
+            fail_early(session, job, "too_many_failed_items", f"{message} See the job's errors.")
+        else:
+            _unblock(session, job, Shard.stage == Stage.FINE_TUNE.value)
 
 
 def _unblock(session: Session, job: Job, which: Any) -> None:
@@ -131,6 +148,13 @@ def back_to_ready(shard: Shard, delay_seconds: float) -> None:
     shard.run_after = func.clock_timestamp() + timedelta(seconds=delay_seconds)
 
 
+def fail_early(session: Session, job: Job, code: str | None, message: str | None) -> None:
+    """A job ends before its shards have: what was not begun is cancelled, what runs is told to stop."""
+    job.error_code, job.error_message = code, message
+    set_status(session, job, JobStatus.FAILED)
+    cancel_waiting(session, job)
+
+
 def cancel_waiting(session: Session, job: Job) -> None:
     session.flush()
     cancelled = session.execute(
@@ -167,6 +191,11 @@ def set_status(session: Session, job: Job, status: JobStatus) -> None:
         job.finished_at = func.clock_timestamp()
     data = {"code": job.error_code, "message": job.error_message} if status == JobStatus.FAILED else {}
     add_event(session, job.id, f"job.{status.value}", data)
+
+
+def set_deadline(job: Job, timeout_seconds: int | None) -> None:
+    """Gives a job so much time from now on; None: as long as it takes."""
+    job.deadline_at = None if timeout_seconds is None else func.clock_timestamp() + timedelta(seconds=timeout_seconds)
 
 
 def add_event(session: Session, job_id: str, type: str, data: dict[str, Any]) -> None:
@@ -208,7 +237,7 @@ def register_model(session: Session, job: Job, model: NewModel, stored: StoredOb
             tenant=job.tenant,
             job_id=job.id,
             kind=model.kind,
-            modality=model.modality.value,
+            modality=model.modality.value if model.modality else None,
             dimension=model.dimension,
             fingerprint=model.fingerprint,
             key=stored.key,

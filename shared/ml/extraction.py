@@ -5,25 +5,28 @@ The same for text, image and audio; the pools differ in how they decode.
 
 import hashlib
 import json
-import tempfile
+import re
 from collections import defaultdict, deque
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from shared.errors import ItemError, JobError, NotFoundError, TriviumError
+from shared.catalog import FittedEncoder
+from shared.errors import ItemError, NotFoundError
 from shared.jobs import cache, engine
+from shared.jobs.encoders import encoder_of
 from shared.jobs.records import CachedVectors, Finished, ItemFailure, Lease
+from shared.ml.decoding import Decoder, decode_ahead, decode_limits
 from shared.ml.encoders.base import Encoder, Vectors
 from shared.ml.encoders.batching import encode_all
-from shared.ml.models import ModelCache
+from shared.ml.models import ModelCache, load_on_worker
 from shared.queues import Modality
 from shared.schemas import MediaLocation, PlannedItem
 from shared.storage import keys
+from shared.storage.fetching import UrlFetcher
 from shared.worker.context import WorkerContext
 from shared.worker.control import Control
 from shared.worker.media import fetch_media
@@ -34,17 +37,6 @@ FETCH_BYTES, UNKNOWN_BYTES = 64 * 1024**2, 8 * 1024**2
 
 #: Decoded media of one shard that may wait for the model.
 PREPARED_BYTES = 512 * 1024**2
-
-#: Items under way in the decode processes at once.
-DECODING = 8
-
-
-class Decoder(Protocol):
-    """Turns the bytes of one item into what the encoder's `preprocess` takes."""
-
-    def submit(self, data: bytes, options: dict[str, Any]) -> "Future[Any]":
-        """A future of the decoded item, or of its ItemError."""
-        ...
 
 
 @dataclass
@@ -61,6 +53,7 @@ class Batch:
     vectors: dict[str, Vectors] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
     errors: dict[str, ItemError] = field(default_factory=dict)
+    ask_cache: bool = True
 
     def first_item(self, content: str) -> PlannedItem:
         """The first of the items that share a content."""
@@ -72,6 +65,7 @@ class Extraction:
 
     def __init__(self, context: WorkerContext, modality: Modality, decoder: Decoder, models: ModelCache):
         self._context, self._modality, self._decoder, self._models = context, modality, decoder, models
+        self._fetcher = UrlFetcher(context.settings.fetching, context.settings.limits.media_bytes)
 
     def load(self, lease: Lease, control: Control) -> None:
         """Brings the encoder into memory."""
@@ -80,20 +74,12 @@ class Extraction:
     def prepare(self, lease: Lease, control: Control) -> Batch:
         """Reads the slice, asks the cache, then fetches, decodes and preprocesses what is not in it."""
         encoder = self._encoder(lease, control)
-        options = lease.request["preprocessing"].get(self._modality.value, {})
         items = control.patiently(lambda: read_slice(self._context.store, lease.spec))
-        batch = Batch(
-            encoder=encoder,
-            fingerprint=_feature_fingerprint(encoder, options),
-            decode_options={**encoder.decode_options, **options, **self._limits()},
-            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
-        )
-        for item in batch.items.values():
-            batch.holders[_content_of(item, self._modality)].append(item.index)
-        self._ask_cache(lease, batch, control)
+        batch = self._new_batch(lease, encoder, items)
+        self._ask_cache(lease, batch, batch.holders, control)
         batch.waiting.extend(content for content in batch.holders if content not in batch.vectors)
         if not lease.isolated:
-            self._decode_some(batch, control)
+            self._decode_some(lease, batch, control)
         return batch
 
     def run(self, lease: Lease, prepared: Batch, control: Control) -> Batch:
@@ -103,7 +89,7 @@ class Extraction:
             return prepared
         self._encode(prepared, control)
         while prepared.waiting:
-            self._decode_some(prepared, control)
+            self._decode_some(lease, prepared, control)
             self._encode(prepared, control)
         return prepared
 
@@ -134,32 +120,39 @@ class Extraction:
             cached=self._segment(lease, output, control),
         )
 
+    def read(
+        self, lease: Lease, encoder: Encoder, items: Iterable[PlannedItem], control: Control
+    ) -> Iterator[tuple[PlannedItem, Any]]:
+        """These items as `encoder` takes them; those that cannot be read are left out. Not in their order."""
+        batch = self._new_batch(lease, encoder, items)
+        batch.ask_cache = False  # what is in there are vectors
+        batch.waiting.extend(batch.holders)
+        while batch.waiting:
+            self._decode(lease, batch, _next_chunk(batch, self._modality), control)
+            for content, prepared in batch.prepared.items():
+                yield from ((batch.items[index], prepared) for index in batch.holders[content])
+            batch.prepared.clear()
+
+    def _new_batch(self, lease: Lease, encoder: Encoder, items: Iterable[PlannedItem]) -> Batch:
+        options = lease.request["preprocessing"].get(self._modality.value, {})
+        batch = Batch(
+            encoder=encoder,
+            fingerprint=_feature_fingerprint(encoder, options),
+            decode_options={**encoder.decode_options, **options, **decode_limits(self._context.settings.limits)},
+            items={item.index: item for item in items if getattr(item, self._modality.value) is not None},
+        )
+        for item in batch.items.values():
+            batch.holders[_content_of(item, self._modality)].append(item.index)
+        return batch
+
     def _encoder(self, lease: Lease, control: Control) -> Encoder:
-        from shared.ml.encoders.loading import load_encoder
+        spec = encoder_of(lease.schema, self._modality, self._context.catalog)
+        key = spec.model if isinstance(spec, FittedEncoder) else spec.id
+        return self._models.get(key, lambda: load_on_worker(self._context, spec, control))
 
-        chosen = lease.schema["encoders"][self._modality.value]
-        spec = self._context.catalog.resolve(self._modality, chosen["id"])
-        worker = self._context.settings.worker
-        fitted = lease.schema.get("fitted_models", {}).get(self._modality.value)
-
-        def load() -> Encoder:
-            if fitted is None:
-                return load_encoder(spec, device=worker.device, precision=worker.precision)
-            with tempfile.TemporaryDirectory() as folder:
-                download_model(self._context, fitted, Path(folder), control)
-                return load_encoder(spec, device=worker.device, precision=worker.precision, model_path=Path(folder))
-
-        try:
-            return self._models.get(fitted["id"] if fitted else spec.id, load)
-        except TriviumError:
-            raise
-        except Exception as error:
-            message = f"The encoder {spec.id!r} cannot be loaded: {error}"
-            raise JobError(message, code="encoder_unavailable") from error
-
-    def _ask_cache(self, lease: Lease, batch: Batch, control: Control) -> None:
-        known = [content for content in batch.holders if _is_hash(content)]
-        if not self._context.settings.engine.cache_bytes:
+    def _ask_cache(self, lease: Lease, batch: Batch, contents: Iterable[str], control: Control) -> None:
+        known = [content for content in contents if _is_hash(content)]
+        if not known or not batch.ask_cache or not self._context.settings.engine.cache_bytes:
             return
 
         def look_up() -> dict[tuple[str, str], dict[str, int]]:
@@ -176,36 +169,40 @@ class Extraction:
                 batch.vectors[content] = vectors[row]
                 batch.cached.add(content)
 
-    def _decode_some(self, batch: Batch, control: Control) -> None:
+    def _decode_some(self, lease: Lease, batch: Batch, control: Control) -> None:
         """Decodes what waits, until nothing does or what is prepared fills its share of memory."""
         held = 0
         while batch.waiting and held < PREPARED_BYTES:
-            held += self._decode(batch, _next_chunk(batch, self._modality), control)
+            held += self._decode(lease, batch, _next_chunk(batch, self._modality), control)
 
-    def _decode(self, batch: Batch, contents: list[str], control: Control) -> int:
+    def _decode(self, lease: Lease, batch: Batch, contents: list[str], control: Control) -> int:
         """Fetches, decodes and preprocesses contents; what fails goes to `errors`. Returns the bytes now prepared."""
         held = 0
-        running: deque[tuple[str, Future[Any]]] = deque()
-        for content, data in self._bytes_of(batch, contents, control).items():
-            if isinstance(data, ItemError):
-                batch.errors[content] = data
-                continue
-            running.append((content, self._decoder.submit(data, batch.decode_options)))
-            if len(running) >= DECODING:
-                held += self._preprocess(batch, *running.popleft(), control)
-        for content, future in running:
-            held += self._preprocess(batch, content, future, control)
+        found = self._new_bytes(lease, batch, contents, control)
+        for content, prepared in decode_ahead(self._decoder, found, batch.encoder, batch.decode_options):
+            control.check()
+            if isinstance(prepared, ItemError):
+                batch.errors[content] = prepared
+            else:
+                batch.prepared[content], size = prepared
+                held += size
         return held
 
-    def _preprocess(self, batch: Batch, content: str, future: "Future[Any]", control: Control) -> int:
-        control.check()
-        try:
-            decoded = future.result()
-            batch.prepared[content] = preprocess_item(batch.encoder, decoded)
-        except ItemError as error:
-            batch.errors[content] = error
-            return 0
-        return int(getattr(decoded, "nbytes", len(decoded)))
+    def _new_bytes(
+        self, lease: Lease, batch: Batch, contents: list[str], control: Control
+    ) -> dict[str, bytes | ItemError]:
+        """The raw bytes of contents. Those whose hash planning could not know get it for their name now; what it shows
+        to be known already is left out."""
+        found: dict[str, bytes | ItemError] = {}
+        for content, data in self._bytes_of(batch, contents, control).items():
+            name = content
+            if isinstance(data, bytes) and not _is_hash(content):
+                name = hashlib.sha256(data).hexdigest()
+                batch.holders[name] += batch.holders.pop(content)
+            found[name] = data
+        self._ask_cache(lease, batch, found.keys() - set(contents) - batch.vectors.keys(), control)
+        over = {*batch.vectors, *batch.prepared, *batch.errors}
+        return {name: data for name, data in found.items() if name not in over}
 
     def _bytes_of(self, batch: Batch, contents: list[str], control: Control) -> dict[str, bytes | ItemError]:
         """The raw bytes of contents: texts from the slice, media from storage."""
@@ -214,23 +211,14 @@ class Extraction:
         places = {i: value for i, value in enumerate(values.values()) if isinstance(value, MediaLocation)}
         if places:
             limit = self._context.settings.limits.media_bytes
-            fetched = control.patiently(lambda: fetch_media(self._context.store, places, limit))
+            fetched = control.patiently(lambda: fetch_media(self._context.store, self._fetcher, places, limit))
             found.update({content: fetched[i] for i, content in enumerate(values) if i in places})
         return found
 
-    def _limits(self) -> dict[str, Any]:
-        limits = self._context.settings.limits
-        return {
-            "max_pixels": limits.image_pixels,
-            "max_seconds": limits.audio_seconds,
-            "max_bytes": limits.text_bytes,
-        }
-
     def _encode(self, batch: Batch, control: Control) -> None:
         contents = list(batch.prepared)
-        vectors, errors = encode_all(
-            batch.encoder, [batch.prepared[c] for c in contents], on_batch=lambda _: control.check()
-        )
+        inputs = [batch.prepared[c] for c in contents]
+        vectors, errors = encode_all(batch.encoder, inputs, before_batch=control.breathe)
         for position, content in enumerate(contents):
             if position in errors:
                 batch.errors[content] = errors[position]
@@ -249,7 +237,7 @@ class Extraction:
                 batch.errors[content] = ItemError(message, code="item_crashed_worker")
                 continue
             control.patiently(partial(self._probe, lease, batch.holders[content][0]))
-            self._decode(batch, [content], control)
+            self._decode(lease, batch, [content], control)
             self._encode(batch, control)
         control.patiently(partial(self._probe, lease, None))  # a death from here on is no item's doing
 
@@ -268,26 +256,15 @@ class Extraction:
 
 
 def _content_of(item: PlannedItem, modality: Modality) -> str:
-    """The sha256 of an item's content; where planning could not know it (an S3 prefix), a name for this item alone."""
+    """The sha256 of an item's content; where planning could not know it, its URL, or (in an S3 prefix) its key."""
     value = getattr(item, modality.value)
     if isinstance(value, str):
         return hashlib.sha256(value.encode()).hexdigest()
-    return value.sha256 or f"item-{item.index}"
+    return value.sha256 or value.url or f"s3://{value.bucket or ''}/{value.key}"
 
 
 def _is_hash(content: str) -> bool:
-    return not content.startswith("item-")
-
-
-def preprocess_item(encoder: Encoder, decoded: Any) -> Any:
-    """The model's input. Raises ItemError whatever goes wrong: libraries' processors refuse odd items in many ways."""
-    try:
-        return encoder.preprocess(decoded)
-    except ItemError:
-        raise
-    except Exception as error:
-        message = f"The encoder cannot take this item: {type(error).__name__}: {error}"
-        raise ItemError(message[:500], code="unsuitable_media") from error
+    return re.fullmatch(r"[0-9a-f]{64}", content) is not None
 
 
 def _next_chunk(batch: Batch, modality: Modality) -> list[str]:
@@ -305,10 +282,3 @@ def _next_chunk(batch: Batch, modality: Modality) -> list[str]:
 def _feature_fingerprint(encoder: Encoder, options: dict[str, Any]) -> str:
     """What the vectors depend on besides the content."""
     return hashlib.sha256(f"{encoder.fingerprint}{json.dumps(options, sort_keys=True)}".encode()).hexdigest()
-
-
-def download_model(context: WorkerContext, model: dict[str, Any], folder: Path, control: Control) -> None:
-    """Writes the files of a registry model (`{"files": {name: {"key", "sha256"}}}`) into `folder`, checked."""
-    for name, file in model["files"].items():
-        data = control.patiently(partial(read_verified, context.store, file["key"], file["sha256"]))
-        (folder / Path(name).name).write_bytes(data)

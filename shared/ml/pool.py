@@ -4,10 +4,14 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
-from shared.ml.extraction import Decoder, Extraction
+from shared.ml.decoding import Decoder
+from shared.ml.encode_lane import EncodeLane
+from shared.ml.extraction import Extraction
+from shared.ml.fitting import Fit
 from shared.ml.models import ModelCache
+from shared.ml.train_on_labels import TrainOnLabels
 from shared.queues import Modality, Stage
-from shared.worker.context import Handler, WorkerContext
+from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.processes import torch_threads
 
 
@@ -27,8 +31,9 @@ class ExtractionPool:
         context: WorkerContext,
         modality: Modality,
         decoder: ClosableDecoder,
-        extra: Mapping[Stage, Handler] | None = None,
+        fits: Mapping[str, Handler] | None = None,
     ):
+        """`fits`: who fits the encoders of a loader, if they are not trained on labels."""
         threads = torch_threads(context.settings.worker)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         from shared.ml.device import configure_threads
@@ -37,7 +42,9 @@ class ExtractionPool:
         self._models = ModelCache(context.settings.worker.model_memory_bytes)
         self._decoder = decoder
         extraction = Extraction(context, modality, decoder, self._models)
-        self.handlers: Mapping[Stage, Handler] = {Stage(modality.value): extraction, **(extra or {})}
+        fit = Fit(context, modality, TrainOnLabels(context, modality, extraction), fits or {})
+        self.handlers: Mapping[Stage, Handler] = {Stage(modality.value): extraction, Stage.FIT: fit}
+        self.lane: LaneHandler | None = EncodeLane(context, modality, decoder, self._models)
 
     def loaded_models(self) -> list[str]:
         """Ids of the encoders in memory."""

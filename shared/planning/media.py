@@ -1,15 +1,17 @@
-"""Finding the pictures and sounds that rows name: uploaded files, `data:` URIs, members beside the manifest."""
+"""Finding the pictures and sounds that rows name: uploaded files, `data:` URIs, members beside the manifest, URLs."""
 
 import base64
 import binascii
 import re
 from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from shared.errors import ItemError
-from shared.planning.uploads import MediaPacker
 from shared.schemas import MediaLocation
+from shared.settings import Fetching
+from shared.storage.urls import is_url, parse_url
 
 #: Finds many at once: what is not in the answer does not exist, or not for this tenant.
 Finder = Callable[[Collection[str]], Mapping[str, MediaLocation]]
@@ -26,11 +28,21 @@ def is_data_uri(reference: str) -> bool:
     return reference[:5].lower() == "data:"
 
 
+class Packer(Protocol):
+    """Takes media that came inside a manifest to where workers find them."""
+
+    def add(self, data: bytes, ref: str) -> MediaLocation:
+        """Where the bytes will be."""
+        ...
+
+
 class MediaResolver:
     """Locates the media of a batch of items, each file or member asked for once."""
 
-    def __init__(self, packer: MediaPacker, media_bytes: int, resolve_files: Finder, find_members: Finder):
-        self._packer, self._media_bytes = packer, media_bytes
+    def __init__(
+        self, packer: Packer, media_bytes: int, fetching: Fetching, resolve_files: Finder, find_members: Finder
+    ):
+        self._packer, self._media_bytes, self._fetching = packer, media_bytes, fetching
         self._resolve_files, self._find_members = resolve_files, find_members
         self._known: Mapping[str, MediaLocation] = {}
 
@@ -46,13 +58,17 @@ class MediaResolver:
     def locate(self, reference: str, known: bytes | MediaLocation | None = None) -> MediaLocation:
         """Where the bytes are; `known` if the reader of the manifest had them.
 
-        Raises ItemError: `missing_media`, `media_too_large`, `corrupt_media` (a `data:` URI that cannot be decoded).
+        Raises ItemError: `missing_media`, `media_too_large`, `corrupt_media` (a `data:` URI that cannot be decoded),
+        `url_not_allowed`.
         """
         if isinstance(known, bytes):
             return self._enclosed(known, reference)
         if known is None and is_data_uri(reference):
             return self._enclosed(decode_data_uri(reference, self._media_bytes), reference[: reference.find(",")][:100])
         location = known or self._known.get(reference)
+        if location is None and self._fetching.urls and is_url(reference):
+            parse_url(reference, self._fetching)
+            return MediaLocation(url=reference, ref=reference)
         if location is None:
             raise ItemError(_missing(reference), code="missing_media")
         self._check_size(location.size or 0)
@@ -63,12 +79,17 @@ class MediaResolver:
         self._check_size(len(data))
         if len(data) > INLINE_BYTES:
             return self._packer.add(data, ref)
-        encoded = base64.b64encode(data).decode()
-        return MediaLocation(data=encoded, size=len(data), sha256=sha256(data).hexdigest(), ref=ref)
+        return enclose(data, ref)
 
     def _check_size(self, size: int) -> None:
         if size > self._media_bytes:
             raise too_large(size, self._media_bytes)
+
+
+def enclose(data: bytes, ref: str) -> MediaLocation:
+    """A location that holds the bytes themselves."""
+    encoded = base64.b64encode(data).decode()
+    return MediaLocation(data=encoded, size=len(data), sha256=sha256(data).hexdigest(), ref=ref)
 
 
 def decode_data_uri(uri: str, limit: int) -> bytes:
@@ -96,6 +117,6 @@ def _missing(reference: str) -> str:
     shown = reference if len(reference) <= 200 else reference[:200] + "…"
     if _FILE_ID.fullmatch(reference):
         return f"There is no file {shown!r}."
-    if re.match(r"[a-z][a-z0-9+.-]*://", reference, re.IGNORECASE):
+    if is_url(reference):
         return f"{shown!r} is a URL, and URLs are not fetched: upload the file, or put it beside the manifest."
     return f"There is no member {shown!r} beside the manifest."

@@ -3,26 +3,24 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
 
-from shared.catalog import Catalog
+from shared.catalog import Catalog, FittedEncoder
 from shared.errors import InvalidRequestError, ItemError, JobError
+from shared.fine_tuning import TrainEncoder
+from shared.jobs.encoders import in_schema
 from shared.jobs.records import ItemFailure, Plan
 from shared.planning.ledger import Ledger
 from shared.planning.media import Finder, MediaResolver
 from shared.planning.rows import Problem, Row, batches
 from shared.planning.uploads import MediaPacker, SliceWriter, Uploads
 from shared.queues import Modality
-from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, MediaLocation, PlannedItem
-from shared.settings import Limits
+from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, JobType, MediaLocation, PlannedItem
+from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
-
-#: The `metadata` of one item, as JSON.
-METADATA_BYTES = 64 * 1024
 
 #: Iterating over an enum is slow, and this is done for every item.
 MODALITIES = tuple(Modality)
@@ -39,14 +37,26 @@ class PlanRequest(BaseModel):
     fusion: Fusion
     shard_size: int
     input: Input | None = None
+    train_encoder: TrainEncoder = TrainEncoder.FROZEN
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> Self:
+        """Of a stored request. Jobs that train or predict want each modality's vectors, and fuse them themselves."""
+        if request["type"] != JobType.FEATURES:
+            request = {**request, "fusion": Fusion(method=FusionMethod.NONE)}
+        return cls.model_validate(request)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A manifest that is being read: its rows, and the media that lie beside it."""
+    """A manifest that is being read: its rows, and the media that lie beside it.
+
+    `bytes` is what a prefix holds altogether; of other manifests the size was known when the job was accepted.
+    """
 
     rows: Iterable[Row]
     find_members: Finder = lambda names: {}  # noqa: ARG005  # most manifests have nothing beside them
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def plan_rows(
     *,
     catalog: Catalog,
     limits: Limits,
+    fetching: Fetching,
     resolve_files: Finder,
     check: Callable[[], None] = lambda: None,
 ) -> Plan:
@@ -79,7 +90,7 @@ def plan_rows(
     with Uploads(place.store) as uploads:
         packer = MediaPacker(uploads, place.job_id, place.token)
         slices = SliceWriter(uploads, place.job_id, place.token, request.shard_size)
-        resolver = MediaResolver(packer, limits.media_bytes, resolve_files, source.find_members)
+        resolver = MediaResolver(packer, limits.media_bytes, fetching, resolve_files, source.find_members)
         planner = _Planner(ledger, resolver, slices, list(request.encoders.chosen()), limits)
         for batch in batches(source.rows):
             check()
@@ -93,7 +104,14 @@ def plan_rows(
         m.value: sum(part.modalities[m] for part in written) for m in Modality if m in request.encoders.chosen()
     }
     schema["plan"] = place.token.hex
-    return Plan(written, schema, planner.count, failures=ledger, failure_count=ledger.failed_items)
+    return Plan(
+        written,
+        schema,
+        planner.count,
+        failures=ledger,
+        failure_count=ledger.failed_items,
+        input_bytes=source.bytes,
+    )
 
 
 def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:
@@ -103,12 +121,14 @@ def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:
     except InvalidRequestError as error:
         raise JobError(error.message, code=error.error_code) from error
     dimensions = {m.value: spec.dimension for m, spec in specs.items()}
-    fused = 0 if request.fusion.method is FusionMethod.NONE else sum(dimensions.values())
+    fitted = [m for m, spec in specs.items() if spec.is_fitted(request.train_encoder)]
+    fused = 0 if request.fusion.method is FusionMethod.NONE else request.fusion.dimension or sum(dimensions.values())
     return {
         "shard_size": request.shard_size,
-        "encoders": {m.value: {"id": s.id, "dimension": s.dimension, "fitted": s.fitted} for m, s in specs.items()},
-        "fitted": [m.value for m, spec in specs.items() if spec.fitted],
-        "fusion": request.fusion.model_dump(mode="json"),
+        "encoders": {m.value: {"id": s.id, "dimension": s.dimension, "fitted": m in fitted} for m, s in specs.items()},
+        "fitted": [m.value for m in fitted],
+        **in_schema({m: spec for m, spec in specs.items() if isinstance(spec, FittedEncoder)}),
+        "fusion": request.fusion.model_dump(mode="json", exclude_none=True),
         "dimensions": {**dimensions, "fused": fused},
     }
 
@@ -192,8 +212,6 @@ def _validate(fields: Mapping[str, Any], encoded: list[Modality]) -> tuple[Item 
         return None, Problem("invalid_item", _in_words(error))
     if all(getattr(item, m) is None for m in encoded):
         return None, Problem("invalid_item", f"The item has none of what this job encodes: {', '.join(encoded)}.")
-    if item.metadata and len(to_json(item.metadata)) > METADATA_BYTES:
-        return None, Problem("invalid_item", f"metadata: more than {METADATA_BYTES} bytes as JSON.")
     return item, None
 
 

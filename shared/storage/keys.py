@@ -55,6 +55,21 @@ def shard_result(job_id: str, stage: Stage, index: int, token: UUID) -> str:
     return f"{JOBS}{job_id}/{stage.value}/{index:06d}-{token.hex}.safetensors"
 
 
+def splits(job_id: str) -> str:
+    """Which items train, validate and test; whoever works it out, it comes out the same."""
+    return f"{JOBS}{job_id}/splits.json"
+
+
+def checkpoint(job_id: str, stage: Stage, token: UUID, name: str, number: int) -> str:
+    """What training left to resume from."""
+    return f"{JOBS}{job_id}/{stage.value}/{token.hex}-{number:06d}-{name}"
+
+
+def prediction_part(job_id: str, index: int, token: UUID) -> str:
+    """One Parquet part of a job's predictions."""
+    return f"{JOBS}{job_id}/predictions/part-{index:06d}-{token.hex}.parquet"
+
+
 def feature_part(job_id: str, index: int, token: UUID) -> str:
     """One Parquet part of a feature set."""
     return f"{JOBS}{job_id}/features/part-{index:06d}-{token.hex}.parquet"
@@ -63,6 +78,11 @@ def feature_part(job_id: str, index: int, token: UUID) -> str:
 def feature_manifest(job_id: str) -> str:
     """The list of a feature set's parts; written when the job has succeeded."""
     return f"{JOBS}{job_id}/features/manifest.json"
+
+
+def prediction_manifest(job_id: str) -> str:
+    """The list of the parts of a job's predictions."""
+    return f"{JOBS}{job_id}/predictions/manifest.json"
 
 
 def model_prefix(model_id: str) -> str:

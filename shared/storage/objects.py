@@ -13,7 +13,7 @@ from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
-from shared.errors import NotFoundError, TooLargeError, UnavailableError
+from shared.errors import NotFoundError, StorageFullError, TooLargeError, UnavailableError
 from shared.jobs.records import StoredObject
 from shared.settings import Settings
 
@@ -21,6 +21,9 @@ from shared.settings import Settings
 PART_BYTES = 16 * 1024**2
 
 _OUTAGES = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+
+#: How storage says that its disk or our quota is full: MinIO with status 507 or a code of its own, Ceph with the last.
+_FULL_STATUS, _FULL_CODES = 507, frozenset({"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Readable(Protocol):
 
 
 class ObjectStore:
-    """One bucket. Every method raises UnavailableError when storage is away, NotFoundError when the object is."""
+    """One bucket. Every method raises UnavailableError when storage is away, NotFoundError when the object is; those
+    that write raise StorageFullError when it has no room."""
 
     def __init__(self, client: Minio, bucket: str, public_client: Minio | None = None):
         self._client = client
@@ -157,7 +161,10 @@ def _client(settings: Settings, endpoint: str) -> Minio:
         http_client=urllib3.PoolManager(
             maxsize=16,
             timeout=urllib3.Timeout(connect=5, read=30),
-            retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+            # The last answer is passed on, since it may say that storage is full.
+            retries=urllib3.Retry(
+                total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504], raise_on_status=False
+            ),
         ),
     )
 
@@ -190,5 +197,7 @@ class _errors:  # noqa: N801  # reads as a statement: `with _errors(key):`
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, S3Error) and error.code in {"NoSuchKey", "NoSuchBucket", "NoSuchObject"}:
             raise NotFoundError(f"There is no object {self._key!r}.", code="object_not_found") from error
+        if isinstance(error, S3Error) and (error.code in _FULL_CODES or error.response.status == _FULL_STATUS):
+            raise StorageFullError("Object storage has no room for more.") from error
         if isinstance(error, (*_OUTAGES, MinioException)):
             raise UnavailableError(f"Object storage cannot be used just now: {error}", retry_after=5) from error

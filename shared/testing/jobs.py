@@ -32,6 +32,7 @@ def submit(
         validated,
         catalog=load_catalog(settings.encoders_file),
         limits=settings.limits,
+        fetching=settings.fetching,
         resolve_files=lambda ids: {},  # noqa: ARG005
     )
     with sessions.begin() as session:

@@ -16,7 +16,7 @@ from shared.errors import NotFoundError
 from shared.jobs.models import Blob, CacheSegment, ItemError, Job, JobStage, Model, Shard
 from shared.jobs.states import ENDED_JOBS, ENDED_SHARDS, ShardState
 from shared.queues import Stage
-from shared.schemas import JobStatus
+from shared.schemas import JobStatus, JobType
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
 from shared.worker.slices import read_slice
@@ -64,14 +64,18 @@ def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]
         named.update(_pairs(session, select(table_key, sha256)))
     results = select(Shard.result_key, Shard.result_sha256).where(Shard.result_key.is_not(None))
     named.update(_pairs(session, results))
+    for checkpoints in session.scalars(select(Shard.checkpoints).where(Shard.checkpoints != {})):
+        named.update({saved["key"]: saved["sha256"] for saved in checkpoints.values()})
     for spec in session.scalars(select(Model.spec)):
         named.update({file["key"]: file["sha256"] for file in spec["files"].values()})
+    for schema in session.scalars(select(Job.schema).where(Job.schema.has_key("splits"))):
+        named[schema["splits"]["key"]] = schema["splits"]["sha256"]
     for spec in session.scalars(select(Shard.spec).where(Shard.stage == Stage.FUSION.value)):
         named[spec["slice"]["key"]] = spec["slice"]["sha256"]
         for key in _media_of(store, spec):
             named.setdefault(key, None)
-    published = session.scalars(select(Job.id).where(Job.published_at.is_not(None)))
-    named.update(dict.fromkeys(map(keys.feature_manifest, published)))
+    for id, type in session.execute(select(Job.id, Job.type).where(Job.published_at.is_not(None))):
+        named[keys.prediction_manifest(id) if type == JobType.PREDICT else keys.feature_manifest(id)] = None
     return named
 
 
@@ -89,7 +93,10 @@ def _of_job(session: Session, job: Job) -> Iterable[str]:
         yield f"is {job.status} with {open_shards} shards open"
     for stage in session.scalars(select(JobStage).where(JobStage.job_id == job.id)):
         yield from _of_stage(stage, [shard for shard in shards if shard.stage == stage.stage])
-    fused = [shard for shard in shards if shard.stage == Stage.FUSION]
+    stages = {shard.stage for shard in shards}
+    # Items are counted where they come to an end: by fusion, or, on a feature set of another job, by what reads it.
+    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, Stage.PREDICT}
+    fused = [shard for shard in shards if shard.stage in counting]
     for name in ("succeeded", "partial"):
         counted, summed = getattr(job, f"items_{name}"), sum(shard.result.get(name, 0) for shard in fused)
         if counted != summed:

@@ -9,7 +9,7 @@ from shared.catalog import load_catalog
 from shared.jobs.records import ItemFailure, Plan
 from shared.planning import Place, PlanRequest, Source, plan_rows
 from shared.schemas import Encoders, Fusion, MediaLocation, PlannedItem
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
 
 JOB_ID = "job-01k9w0c3v8e6m5j2k1x7r4t9qz"
@@ -39,6 +39,7 @@ def plan_source(
     *,
     shard_size: int = 4,
     limits: Limits | None = None,
+    fetching: Fetching | None = None,
     files: Mapping[str, MediaLocation] | None = None,
     encoders: Encoders | None = None,
     fusion: Fusion | None = None,
@@ -51,6 +52,7 @@ def plan_source(
         Place(store, JOB_ID, TOKEN),
         catalog=load_catalog(),
         limits=limits or Limits(),
+        fetching=fetching or Fetching(),
         resolve_files=lambda ids: {id: known[id] for id in ids if id in known},
     )
     return Planned(plan, read_items(store, plan), list(plan.failures))

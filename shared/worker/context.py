@@ -1,7 +1,7 @@
 """What a worker process has in its hands, and what a pool gives it to run."""
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from shared.catalog import Catalog
 from shared.db import Sessions
 from shared.ids import new_id
 from shared.jobs.records import Finished, Lease, Plan
+from shared.lanes.messages import LaneRequest, Result
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -45,7 +46,10 @@ class Handler(Protocol):
         ...
 
     def run(self, lease: Lease, prepared: Any, control: Control) -> Any:
-        """The model's part; the only step that may touch a model. Calls `control.check()` between batches."""
+        """The model's part; the only step that may touch a model. Calls `control.check()` between batches.
+
+        One that calls `control.breathe()` instead, before each batch, lets interactive requests go in between.
+        """
         ...
 
     def store(self, lease: Lease, output: Any, control: Control) -> Finished | Plan:
@@ -53,10 +57,45 @@ class Handler(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An interactive request that is ready for the model: its share of one batch, and its bytes in memory."""
+
+    value: Any
+    weight: float
+    bytes: int
+
+
+class LaneHandler(Protocol):
+    """How a pool answers interactive requests of one stage: steps in different threads, ahead of the model.
+
+    Each step may raise what `control.check()` raises, UnavailableError, or anything else: the request failed.
+    """
+
+    stage: Stage
+
+    def models(self) -> list[str]:
+        """The models in memory, by the names that requests have for them."""
+        ...
+
+    def load(self, request: LaneRequest, control: Control) -> None:
+        """Brings the model into memory."""
+        ...
+
+    def prepare(self, request: LaneRequest, control: Control) -> Prepared:
+        """Reads and decodes the inputs."""
+        ...
+
+    def run(self, batch: Sequence[Any]) -> Sequence[Result]:
+        """The model's part, for the values of several requests for one model. Nothing else may touch the model."""
+        ...
+
+
 class Pool(Protocol):
-    """What a service brings to the loop."""
+    """What a service brings to the loop; `lane` is None if nobody can wait for what it does."""
 
     handlers: Mapping[Stage, Handler]
+    lane: LaneHandler | None
 
     def loaded_models(self) -> list[str]:
         """Ids of the models in memory: shards that need them are claimed first."""

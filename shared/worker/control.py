@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shared.db import is_outage
-from shared.errors import LeaseLostError, ShardCancelledError, TriviumError, UnavailableError
+from shared.errors import LeaseLostError, ShardCancelledError, StorageFullError, TriviumError, UnavailableError
 from shared.observability import get_logger
 
 log = get_logger(__name__)
@@ -24,12 +24,14 @@ class DrainedError(TriviumError):
 
 
 class Control:
-    """One shard's stop signals. Set from other threads, checked between batches."""
+    """One shard's stop signals, set from other threads and checked between batches; and what goes between these."""
 
     def __init__(self, shard_id: int):
         self.shard_id = shard_id
         self._stop: type[TriviumError] | None = None
         self._wake = threading.Event()
+        #: What goes between two batches of the model; says whether somebody waits for more of it. Set by the loop.
+        self.between: Callable[[], bool] = lambda: False
 
     def stop(self, reason: type[TriviumError]) -> None:
         """Makes the next `check()` raise `reason`; the first reason given stays."""
@@ -53,6 +55,14 @@ class Control:
         if self._stop is not None:
             raise self._stop(f"Shard {self.shard_id} is to stop.")
 
+    def breathe(self) -> bool:
+        """Between two batches, on the model thread: checks, then lets interactive requests go first.
+
+        True while somebody waits for answers: the next batch should be short.
+        """
+        self.check()
+        return self.between()
+
     def patiently(self, action: Callable[[], T]) -> T:
         """Runs `action` until it succeeds, waiting out outages of Postgres and S3: they are nobody's fault."""
         pause = 0.2
@@ -69,5 +79,5 @@ class Control:
 
 
 def is_away(error: BaseException) -> bool:
-    """True for outages of the servers that Trivium stands on."""
-    return isinstance(error, UnavailableError) or is_outage(error)
+    """True for outages of the servers that Trivium stands on; a full disk is one."""
+    return isinstance(error, UnavailableError | StorageFullError) or is_outage(error)

@@ -5,7 +5,9 @@ Requests and answers pass through its standard input and output as a JSON header
 unpickled, so a decoder that was taken over by its input can lie about pixels and nothing else.
 """
 
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import queue
@@ -31,6 +33,8 @@ log = get_logger(__name__)
 
 Decoded = NDArray[Any]
 
+_Task = tuple[bytes, dict[str, Any], Future[Decoded]]
+
 #: A decode process may take this long to import what it needs, on a busy machine.
 START_SECONDS = 300.0
 
@@ -44,29 +48,46 @@ class DecoderUnavailableError(TriviumError):
 class DecodePool:
     """A few decode processes. `submit` is thread-safe and returns a future of an array or an ItemError."""
 
+    #: Before what is urgent goes the end.
+    _END, _URGENT, _USUAL = range(3)
+
     def __init__(self, target: str, *, processes: int, seconds: float, memory_bytes: int):
         self._target, self._seconds, self._memory = target, seconds, memory_bytes
-        self._tasks: queue.SimpleQueue[tuple[bytes, dict[str, Any], Future[Decoded]] | None] = queue.SimpleQueue()
+        self._tasks: queue.PriorityQueue[tuple[int, int, _Task | None]] = queue.PriorityQueue()
+        self._places = itertools.count()  # among tasks as urgent, the first goes first
+        self._children: list[_Child] = []
         self._threads = [threading.Thread(target=self._feed, name=f"decode-{i}", daemon=True) for i in range(processes)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, data: bytes, options: dict[str, Any]) -> "Future[Decoded]":
-        """Decodes one item. The future raises ItemError (`decode_timeout`, `decode_crashed`, or the decoder's own)."""
+    def submit(self, data: bytes, options: dict[str, Any], *, urgent: bool = False) -> "Future[Decoded]":
+        """Decodes one item. The future raises ItemError (`decode_timeout`, `decode_crashed`, or the decoder's own).
+
+        What is urgent goes before everything that is not and has not begun.
+        """
         future: Future[Decoded] = Future()
-        self._tasks.put((data, options, future))
+        self._put(self._URGENT if urgent else self._USUAL, (data, options, future))
         return future
 
     def close(self) -> None:
-        """Ends the processes; what waits is cancelled."""
+        """Ends the processes, whatever they are at; what waits is cancelled."""
+        with contextlib.suppress(queue.Empty):
+            while (task := self._tasks.get_nowait()[2]) is not None:
+                task[2].cancel()
         for _ in self._threads:
-            self._tasks.put(None)
+            self._put(self._END, None)
+        for child in self._children:
+            child.end()
         for thread in self._threads:
-            thread.join(timeout=self._seconds + 5)
+            thread.join(timeout=1.0)
+
+    def _put(self, urgency: int, task: _Task | None) -> None:
+        self._tasks.put((urgency, next(self._places), task))
 
     def _feed(self) -> None:
         child = _Child(self._target, self._memory)
-        while (task := self._tasks.get()) is not None:
+        self._children.append(child)
+        while (task := self._tasks.get()[2]) is not None:
             data, options, future = task
             if not future.set_running_or_notify_cancel():
                 continue
@@ -118,6 +139,10 @@ class _Child:
             self.kill()
             raise DecoderUnavailableError(f"A decode process did not start: {error!r}") from error
         self._ready = True
+
+    def end(self) -> None:
+        """Ends the process from another thread; a call that waits for its answer fails."""
+        self._process.kill()
 
     def kill(self) -> None:
         self._process.kill()

@@ -3,7 +3,8 @@
 It is a process of its own so that code that holds the interpreter lock (a model loading, a long native call) cannot
 lose a lease. It reads JSON lines from the worker (what is held) and answers with JSON lines (what is lost, what is to
 stop). When the worker dies, its end of the pipe closes: the keeper gives the leases up at once, and others go on
-without waiting for them to run out. A worker that is stopped (SIGSTOP) is not renewed.
+without waiting for them to run out; those of a worker that was leaving are handed back as they are, since no death
+needs looking into. A worker that is stopped (SIGSTOP) is not renewed.
 """
 
 import contextlib
@@ -75,11 +76,12 @@ class Keeper:
 
     def last_words(self) -> None:
         """The worker is gone: its leases end now, and so does its row."""
+        give_up = engine.hand_back if self.leaving else engine.abandon
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while time.monotonic() < deadline:
             try:
                 with self._sessions.begin() as session:
-                    engine.abandon(session, self.held)
+                    give_up(session, self.held)
                     session.execute(delete(Worker).where(Worker.id == self._worker["id"]))
             except Exception as error:  # noqa: BLE001  # as above
                 log.warning("leases not given up yet", error=str(error)[:300])

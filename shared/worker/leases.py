@@ -9,9 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from shared.jobs.protocol import PROTOCOL
 from shared.jobs.records import Lease
 from shared.observability import get_logger
 from shared.queues import Queue
+from shared.version import trivium_version
 from shared.worker.control import Control
 
 log = get_logger(__name__)
@@ -20,14 +22,15 @@ log = get_logger(__name__)
 class HeldLeases:
     """The leases of this worker, renewed by the keeper process. Thread-safe."""
 
-    def __init__(self, worker_id: str, queue: Queue, version: str, loaded_models: Callable[[], list[str]]):
+    def __init__(self, worker_id: str, queue: Queue, loaded_models: Callable[[], list[str]]):
         self._row = {
-            "id": worker_id, "pool": queue.value, "host": socket.gethostname(), "pid": os.getpid(), "version": version,
+            "id": worker_id, "pool": queue.value, "host": socket.gethostname(), "pid": os.getpid(),
+            "version": trivium_version(), "protocol": PROTOCOL,
         }  # fmt: skip
         self._loaded_models = loaded_models
         self._held: dict[int, tuple[Lease, Control]] = {}
         self._lock = threading.Lock()
-        self._leaving = False
+        self._leaving = self._closed = False
         self._keeper = self._spawn()
 
     def add(self, lease: Lease) -> Control:
@@ -49,24 +52,32 @@ class HeldLeases:
         with self._lock:
             self._tell()
 
-    def drain(self, *, now: bool) -> None:
-        """The worker is leaving; with `now`, what runs has to stop at its next batch."""
+    def leave(self) -> None:
+        """The worker is leaving: should it end with shards in its hands, the keeper hands them back."""
         with self._lock:
             self._leaving = True
-            for _, control in self._held.values():
-                if now:
-                    control.drain()
             self._tell()
 
-    def close(self) -> None:
-        """Ends the keeper; it gives up what is still held."""
+    def break_off(self) -> None:
+        """What is held has to stop at its next batch."""
         with self._lock:
-            keeper = self._keeper
-            if keeper.stdin:
-                keeper.stdin.close()
-        keeper.wait(timeout=40)
+            for _, control in self._held.values():
+                control.drain()
+
+    def close(self, seconds: float) -> None:
+        """Ends the keeper, which gives up what is still held, and waits for it at most so many seconds."""
+        with self._lock:
+            self._closed = True
+            assert self._keeper.stdin is not None
+            self._keeper.stdin.close()
+        try:
+            self._keeper.wait(seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("leases not given up yet; if the keeper cannot, they will run out")
 
     def _tell(self) -> None:
+        if self._closed:
+            return
         message = {
             "held": [[lease.shard_id, str(lease.token)] for lease, _ in self._held.values()],
             "status": {

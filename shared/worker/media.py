@@ -1,4 +1,4 @@
-"""Fetching the bytes of pictures and sounds: members of one archive that lie close together come with one request."""
+"""Reading the bytes of pictures and sounds: members of one archive that lie close together come with one request."""
 
 import base64
 import binascii
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from shared.errors import ItemError, NotFoundError
 from shared.schemas import MediaLocation
+from shared.storage.fetching import UrlFetcher
 from shared.storage.objects import ObjectStore
 
 #: Ranges closer than this are read together, up to RUN_BYTES at once.
@@ -21,11 +22,14 @@ PARALLEL = 8
 Fetched = dict[int, bytes | ItemError]
 
 
-def fetch_media(store: ObjectStore, locations: Mapping[int, MediaLocation], max_bytes: int) -> Fetched:
+def fetch_media(
+    store: ObjectStore, fetcher: UrlFetcher, locations: Mapping[int, MediaLocation], max_bytes: int
+) -> Fetched:
     """The bytes of each location, or the ItemError that says why not. Raises UnavailableError in an outage."""
     found: Fetched = {}
     ranges: dict[tuple[str | None, str], list[tuple[int, int, int]]] = defaultdict(list)
     whole: dict[int, MediaLocation] = {}
+    urls: dict[int, str] = {}
     for index, location in locations.items():
         if location.size is not None and location.size > max_bytes:
             found[index] = ItemError(
@@ -34,6 +38,8 @@ def fetch_media(store: ObjectStore, locations: Mapping[int, MediaLocation], max_
             )
         elif location.data is not None:
             found[index] = _decoded(location.data)
+        elif location.url is not None:
+            urls[index] = location.url
         elif location.key is not None and location.size is not None:
             ranges[location.bucket, location.key].append((location.offset, location.size, index))
         else:
@@ -45,6 +51,7 @@ def fetch_media(store: ObjectStore, locations: Mapping[int, MediaLocation], max_
         found.update(
             zip(whole, pool.map(lambda place: _read_whole(store, place, max_bytes), whole.values()), strict=True)
         )
+        found.update(zip(urls, pool.map(lambda url: _fetch(fetcher, url), urls.values()), strict=True))
     return {index: _checked(data, locations[index]) for index, data in found.items()}
 
 
@@ -83,6 +90,13 @@ def _read_whole(store: ObjectStore, location: MediaLocation, max_bytes: int) -> 
     if len(data) > max_bytes:
         return ItemError(f"{location.ref} has more than the {max_bytes} bytes allowed.", code="media_too_large")
     return data
+
+
+def _fetch(fetcher: UrlFetcher, url: str) -> bytes | ItemError:
+    try:
+        return fetcher.fetch(url)
+    except ItemError as error:
+        return error
 
 
 def _decoded(data: str) -> bytes | ItemError:

@@ -11,9 +11,9 @@ def decode_processes(settings: WorkerSettings) -> int:
     return settings.decode_processes or max(1, _cores() // 2)
 
 
-def torch_threads(settings: WorkerSettings) -> int:
-    """The cores that decoding leaves, at least one."""
-    return settings.torch_threads or max(1, _cores() - decode_processes(settings))
+def torch_threads(settings: WorkerSettings, *, decoding: bool = True) -> int:
+    """The cores that decoding leaves, at least one; all of them in a pool that decodes nothing."""
+    return settings.torch_threads or max(1, _cores() - (decode_processes(settings) if decoding else 0))
 
 
 def make_decode_pool(settings: WorkerSettings, target: str) -> DecodePool:

@@ -1,38 +1,52 @@
-"""The entry of every worker service: a Celery worker that carries hints to the shard loop.
+"""The entry of every worker service: the shard loop from start to drain.
 
-Celery runs one thread that only sets an event; the shard loop starts as a step of the *worker*, not of its consumer, so
-that it runs with Redis down. SIGTERM drains: Celery stops its steps, and ours hands back what it cannot finish.
+SIGTERM or SIGINT drains: nothing more is claimed, what runs gets `TRIVIUM_DRAIN_SECONDS` to end, the rest is handed
+back. A second one hands everything back at once. Either way the process leaves with 0, at the latest
+`LEAVE_SECONDS` after the drain's time is up, whatever hangs: a library, Redis, Postgres or S3.
 """
 
 import os
-import warnings
-from typing import Any
-
-from celery import bootsteps
-from celery.platforms import SecurityWarning
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from shared.broker import make_broker
 from shared.catalog import load_catalog
 from shared.db import make_engine, make_sessions
+from shared.migrations.check import SchemaError, require_schema
 from shared.observability import configure_logging, get_logger
-from shared.queues import CONSUMERS, HINT_TASK, Queue
-from shared.settings import load_settings
+from shared.queues import CONSUMERS, Queue
+from shared.settings import SettingsError, load_settings
 from shared.storage.objects import make_store
-from shared.version import trivium_version
-from shared.worker.context import Pool, PoolFactory, WorkerContext, new_worker_id
+from shared.worker.context import PoolFactory, WorkerContext, new_worker_id
+from shared.worker.hints import listen_for_hints
 from shared.worker.leases import HeldLeases
 from shared.worker.loop import ShardLoop
 from shared.worker.scratch import use_scratch_folder
+from shared.worker.stopping import StopRequests
 
 log = get_logger(__name__)
 
+#: What runs when the drain's time is up gets this long to stop at its next batch; then the keeper hands back the rest.
+STOP_SECONDS, HAND_BACK_SECONDS = 4.0, 4.0
+
+#: All that follows the drain, at most: stopping, handing back, closing the pool.
+LEAVE_SECONDS = STOP_SECONDS + HAND_BACK_SECONDS + 2.0
+
 
 def build_context(queue: Queue) -> WorkerContext:
-    """Settings and clients of this process, from the environment. Connects to nothing yet."""
+    """Settings and clients of this process, from the environment.
+
+    Waits for Postgres. Raises SettingsError, and SchemaError if the database is not migrated.
+    """
     settings = load_settings()
     configure_logging(CONSUMERS[queue], settings.log_level)
     worker_id = new_worker_id(queue)
     db = make_engine(settings.database_url.get_secret_value(), application=worker_id)
+    require_schema(db)
     return WorkerContext(
         settings=settings,
         sessions=make_sessions(db),
@@ -44,50 +58,59 @@ def build_context(queue: Queue) -> WorkerContext:
     )
 
 
-def run_worker(queue: Queue, make_pool: PoolFactory) -> int:
-    """Runs a worker of `queue` until SIGTERM or SIGINT; returns the exit code."""
-    context = build_context(queue)
-    use_scratch_folder()
+def run_worker(queue: Queue, make_pool: PoolFactory, *, runners: int = 1, ahead: int = 1) -> NoReturn:
+    """Runs a worker of `queue` until SIGTERM or SIGINT, and ends the process.
+
+    It runs so many shards at a time, and holds so many behind them.
+    """
+    requests = StopRequests()
+    try:
+        context = build_context(queue)
+    except (SettingsError, SchemaError) as error:
+        sys.exit(error.message)
+    scratch = use_scratch_folder()
     pool = make_pool(context)  # decode processes are spawned here, before torch is loaded
-    held = HeldLeases(context.worker_id, queue, trivium_version(), pool.loaded_models)
-    loop = ShardLoop(context, pool, held)
-    app = context.broker
-
-    @app.task(name=HINT_TASK)  # type: ignore[untyped-decorator]
-    def hint() -> None:
-        loop.hint()
-
-    app.steps["worker"].add(_loop_step(loop, pool, context.settings.worker.drain_seconds))
-    # Celery warns root of pickled messages; ours are JSON, and the embedded stack may well run as root.
-    warnings.simplefilter("ignore", SecurityWarning)
-    worker = app.Worker(
-        hostname=f"{context.worker_id}@{os.uname().nodename}",
-        pool="threads",
-        concurrency=1,
-        queues=[queue.value],
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        loglevel=context.settings.log_level,
-        quiet=True,
+    held = HeldLeases(context.worker_id, queue, pool.loaded_models)
+    loop = ShardLoop(context, pool, held, runners=runners, ahead=ahead)
+    requests.arm()
+    loop.start()
+    listen_for_hints(
+        context.broker,
+        queue,
+        name=context.worker_id,
+        log_level=context.settings.log_level,
+        on_hint=loop.hint,
+        on_end=lambda: requests.put(1),
     )
-    worker.start()
-    return int(worker.exitcode or 0)
+    log.info("worker started")
+    exit_code = requests.wait()
+    drain(loop, requests, context.settings.worker.drain_seconds)
+    held.close(HAND_BACK_SECONDS)
+    pool.close()
+    log.info("worker drained")
+    _leave(scratch, exit_code)
 
 
-def _loop_step(loop: ShardLoop, pool: Pool, drain_seconds: float) -> type[bootsteps.StartStopStep]:
-    class ShardLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
-        """Starts and drains the shard loop with the worker."""
+def drain(loop: ShardLoop, requests: StopRequests, seconds: float) -> None:
+    """Stops the loop: what runs gets so many seconds to end, then a few to stop. Another request ends the wait."""
+    loop.stop()
+    if _wait(lambda: not loop.busy, requests, seconds):
+        loop.break_off()
+        _wait(lambda: not loop.running, requests, STOP_SECONDS)
 
-        def start(self, worker: Any) -> None:  # noqa: ARG002
-            loop.start()
-            log.info("worker started")
 
-        def stop(self, worker: Any) -> None:  # noqa: ARG002
-            loop.drain(drain_seconds)
-            pool.close()
-            log.info("worker drained")
+def _wait(done: Callable[[], bool], requests: StopRequests, seconds: float) -> bool:
+    """Waits until something is done, at most so many seconds; False as soon as another request comes."""
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        if requests.get(0.05) is not None:
+            return False
+    return True
 
-        terminate = stop
 
-    return ShardLoopStep
+def _leave(scratch: Path, exit_code: int) -> NoReturn:
+    """Ends the process as it is: threads that hang, in a library or on a dead connection, would hold up its exit."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -13,7 +13,7 @@ from services.dispatcher.manifests.reading import Reading
 from shared.catalog import load_catalog
 from shared.planning import Place, PlanRequest, plan_rows
 from shared.schemas import Encoders, Fusion, MediaLocation
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.testing.memory_store import MemoryStore
 from shared.testing.planning import JOB_ID, TOKEN
 
@@ -64,6 +64,7 @@ def main(lines: int) -> None:
             Place(store, JOB_ID, TOKEN),
             catalog=load_catalog(),
             limits=Limits(),
+            fetching=Fetching(),
             resolve_files=lambda ids: {id: known[id] for id in ids},
         )
         failures = sum(1 for _ in plan.failures)

@@ -22,7 +22,7 @@ class Proxy:
         self.delay = 0.0
         #: Bytes until the connection that carries the last of them is cut.
         self.budget: int | None = None
-        self._silent = False
+        self._silent = self._closed = False
         self._links: set[_Link] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, name=f"proxy-{self.port}", daemon=True).start()
@@ -73,6 +73,7 @@ class Proxy:
 
     def close(self) -> None:
         """Accepts nothing more and cuts what there is."""
+        self._closed = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -104,6 +105,8 @@ class Proxy:
             link.silent = self._silent
             self._links.add(link)
         link.start()
+        if self._closed:
+            self.cut()
 
 
 class _Link:
@@ -112,6 +115,7 @@ class _Link:
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket):
         self._proxy, self._client, self._server = proxy, client, server
         self.silent = False
+        self._directions, self._lock = 2, threading.Lock()
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -137,10 +141,19 @@ class _Link:
                 target.sendall(data)
             if not self.silent:  # an end of file is not heard either
                 target.shutdown(socket.SHUT_WR)
-                return
         except OSError:
             self.reset()
+        self._end()
+
+    def _end(self) -> None:
+        """One direction has ended; when both have, so has the link."""
+        with self._lock:
+            self._directions -= 1
+            if self._directions:
+                return
         self._proxy.forget(self)
+        self._client.close()
+        self._server.close()
 
 
 def _reset(end: socket.socket) -> None:

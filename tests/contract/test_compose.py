@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic_settings import BaseSettings
 
 from deploy.docker.write_env import fill_in, write_private
+from services.gateway.__main__ import GRACE_SECONDS
 from shared.queues import CONSUMERS, Queue
-from shared.settings import Engine, Limits, Settings, SettingsError, WorkerSettings, load_settings
+from shared.settings import Engine, Fetching, Limits, Settings, SettingsError, WorkerSettings, load_settings
+from shared.worker.run import LEAVE_SECONDS
 
-OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion")
+OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion", "finetune")
 SERVERS = ("postgres", "redis", "minio")
 OVERRIDES = ("deploy/docker/gpu.yml", "deploy/docker/s3.yml")
 
@@ -86,7 +89,8 @@ def test_every_service_is_confined_and_watched(compose: dict[str, Any], name: st
     assert "healthcheck" in service
     assert set(service["depends_on"]) == {"migrate", "redis"}
     grace = float(re.sub("s$", "", service["stop_grace_period"]))
-    assert grace > 2 * WorkerSettings.model_fields["drain_seconds"].default
+    assert grace > WorkerSettings.model_fields["drain_seconds"].default + LEAVE_SECONDS + 10
+    assert grace > GRACE_SECONDS + 10
 
 
 @pytest.mark.parametrize("name", [*OURS, *SERVERS, "migrate"])
@@ -149,10 +153,10 @@ def test_documented_defaults_are_the_defaults(root: Path) -> None:
 
 def settings_fields() -> dict[str, Any]:
     """Every variable that the services read, and its default."""
-    prefixes = {Settings: "TRIVIUM_", Engine: "TRIVIUM_", WorkerSettings: "TRIVIUM_", Limits: "TRIVIUM_MAX_"}
+    models: tuple[type[BaseSettings], ...] = (Settings, Engine, WorkerSettings, Limits, Fetching)
     return {
-        prefix + name.upper(): field.default
-        for model, prefix in prefixes.items()
+        f"{model.model_config['env_prefix']}{name.upper()}": field.default
+        for model in models
         for name, field in model.model_fields.items()
     }
 
@@ -161,7 +165,7 @@ def float_or_text(value: str) -> float | str:
     try:
         return float(value)
     except ValueError:
-        return value
+        return value.lower()  # `false` is Python's False
 
 
 def test_the_services_know_the_settings_they_are_given(compose: dict[str, Any]) -> None:
@@ -218,12 +222,13 @@ def test_secrets_are_random_and_private(root: Path, tmp_path: Path) -> None:
         write_private(path, second)
 
 
-def test_gpus_go_to_the_pools_that_run_torch(root: Path) -> None:
+def test_gpus_go_to_the_pools_that_run_encoders_or_train(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     with_torch = {name for name in OURS if any(package.startswith("torch==") for package in extras[name])}
     gpu = read(root / "deploy/docker/gpu.yml")["services"]
-    assert set(gpu) == with_torch == {"text", "image", "audio"}
+    assert set(gpu) == {"text", "image", "audio", "finetune"}
+    assert with_torch == {*gpu, "fusion"}
     for service in gpu.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia"

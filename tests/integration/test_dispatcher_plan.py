@@ -1,5 +1,6 @@
 """Planning on real Postgres and S3: manifests of every kind become slices, and a dispatcher process does it."""
 
+import gzip
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from shared.jobs.layout import finish_plan
 from shared.jobs.models import Job, JobFile, JobStage, Shard
 from shared.jobs.records import Lease, Plan
 from shared.jobs.repository import NewJob
+from shared.jobs.retry import retry
 from shared.queues import Queue
 from shared.schemas import FeaturesRequest, JobStatus, PlannedItem
 from shared.settings import Settings
@@ -225,8 +227,10 @@ def test_a_prefix_of_the_platforms_bucket(context: WorkerContext) -> None:
     folder = keys.tenant_imports("default") + "set/"
     for name, data in {**MEDIA, "manifest.jsonl": ITEMS}.items():
         context.store.put(folder + name, data)
-    _, items = plan(context, {"s3_prefix": f"s3://{context.settings.s3_bucket}/{folder}"})
+    id, items = plan(context, {"s3_prefix": f"s3://{context.settings.s3_bucket}/{folder}"})
     assert [media_bytes(context.store, item.image) for item in items] == list(MEDIA.values())
+    with context.sessions() as session:
+        assert session.get_one(Job, id).input_bytes == len(ITEMS) + sum(map(len, MEDIA.values()))
 
 
 def test_items_that_came_in_the_body(context: WorkerContext) -> None:
@@ -259,6 +263,67 @@ def test_what_ends_the_job(context: WorkerContext, source: dict[str, str], code:
     assert caught.value.error_code == code
 
 
+def small_zip(*texts: bytes) -> bytes:
+    """A zip of texts."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, text in enumerate(texts):
+            archive.writestr(f"{i}.txt", text)
+    return buffer.getvalue()
+
+
+THREE = lines(*({"id": str(i), "text": "x"} for i in range(3)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "manifest", "code"),
+    [
+        ({"items": 2}, THREE, "too_many_items"),
+        ({"items": 2}, small_zip(b"a", b"b", b"c"), "too_many_items"),
+        ({"archive_members": 2}, small_zip(b"a", b"b", b"c"), "archive_too_large"),
+        ({"archive_bytes": 1000}, small_zip(bytes(1001)), "archive_too_large"),
+        ({"archive_bytes": 50}, gzip.compress(THREE), "archive_too_large"),
+        ({"archive_ratio": 10}, small_zip(bytes(17 * 1024**2)), "archive_too_large"),
+    ],
+    ids=["lines", "members-as-items", "members", "zip-bytes", "gzip-bytes", "ratio"],
+)
+def test_a_manifest_over_a_limit_fails_its_job(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], manifest: bytes, code: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(context.settings.limits, name, value)
+    id = submit(context, {"file_id": upload(context, manifest)})
+    lease = claim(context)
+    with pytest.raises(JobError) as caught:
+        make_plan(context, lease)
+    with context.sessions.begin() as session:
+        engine.fail_job(session, lease, caught.value.error_code, caught.value.message)
+    with context.sessions() as session:
+        job = session.get_one(Job, id)
+        assert (job.status, job.error_code, job.shards_open) == (JobStatus.FAILED, code, 0)
+        assert str(next(iter(limits.values()))) in (job.error_message or ""), "the message says which limit it was"
+
+
+@pytest.mark.parametrize(
+    ("limits", "item", "code"),
+    [
+        ({"line_bytes": 100}, {"text": "x" * 100}, "invalid_item"),
+        ({"text_bytes": 10}, {"text": "x" * 11}, "text_too_large"),
+        ({"media_bytes": 10}, {"image": "data:image/png;base64," + "AAAA" * 10}, "media_too_large"),
+    ],
+)
+def test_an_item_over_a_limit_fails_alone(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], item: dict[str, str], code: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(context.settings.limits, name, value)
+    manifest = lines({"id": "large", **item}, {"id": "small", "text": "x"})
+    id, planned = plan(context, {"file_id": upload(context, manifest)})
+    assert [item.id for item in planned] == ["small"]
+    found = errors_of(context, id)
+    assert code in found.get("large", found.get("line-1", []))
+
+
 def test_another_tenants_manifest_is_not_found(context: WorkerContext) -> None:
     id = submit(context, {"file_id": upload(context, ITEMS)})
     theirs = upload(context, ITEMS, tenant="other")
@@ -277,6 +342,26 @@ def test_planning_stops_when_the_job_is_cancelled(context: WorkerContext) -> Non
     control.cancel()
     with pytest.raises(ShardCancelledError):
         make_plan(context, lease, control)
+
+
+def test_a_plan_that_comes_after_the_deadline_counts_for_nothing(context: WorkerContext) -> None:
+    id = submit(context, {"file_id": upload(context, ITEMS)})
+    lease = claim(context)
+    late = make_plan(context, lease)
+    with context.sessions.begin() as session:
+        session.execute(update(Job).values(deadline_at=func.clock_timestamp()))
+    with context.sessions.begin() as session:
+        assert engine.end_overdue(session)
+    with context.sessions.begin() as session:
+        assert finish_plan(session, lease, late)
+        assert [shard.state for shard in session.scalars(select(Shard))] == ["cancelled"]
+    with context.sessions.begin() as session:
+        retry(session, repository.find(session, "default", id, lock=True))
+    lease = claim(context)
+    again = make_plan(context, lease)
+    with context.sessions.begin() as session:
+        assert finish_plan(session, lease, again)
+        assert session.get_one(Job, id).status == JobStatus.RUNNING
 
 
 def test_a_plan_whose_lease_was_lost_writes_nothing(context: WorkerContext) -> None:

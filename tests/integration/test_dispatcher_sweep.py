@@ -136,6 +136,23 @@ def test_two_sweeps_rescue_each_shard_once(context: SweepContext) -> None:
         assert rescued == 20
 
 
+def test_two_sweeps_end_each_overdue_job_once(context: SweepContext) -> None:
+    ids = [make_job(context) for _ in range(12)]
+    in_time, cancelling, *overdue = ids
+    with context.sessions.begin() as session:
+        session.execute(update(Job).values(deadline_at=now() - LATER))
+        session.get_one(Job, in_time).deadline_at = now() + LATER
+    assert cancelling in {lease.job_id for lease in claim(context, Queue.TEXT)}
+    with context.sessions.begin() as session:
+        repository.cancel(session, "default", cancelling)
+    assert twice_at_once(rescue.end_overdue, context) == len(overdue)
+    statuses = {id: job.status for id in ids if (job := get_job(context, id)) is not None}
+    assert statuses == {**dict.fromkeys(overdue, "failed"), in_time: "running", cancelling: "cancelling"}
+    with context.sessions() as session:
+        failed = select(func.count()).select_from(Event).where(Event.type == "job.failed")
+        assert session.scalar(failed.where(Event.data["code"].as_string() == "deadline_exceeded")) == len(overdue)
+
+
 def test_queues_with_ready_shards_are_hinted(context: SweepContext) -> None:
     hinted: list[Queue] = []
 
@@ -150,6 +167,20 @@ def test_queues_with_ready_shards_are_hinted(context: SweepContext) -> None:
 
 
 # Publishing
+
+
+def test_shards_that_wait_for_newer_workers_are_counted_and_hinted(context: SweepContext) -> None:
+    hinted: list[Queue] = []
+    listening = replace(context, hint=hinted.extend)
+    make_job(context)
+    with context.sessions.begin() as session:
+        session.add(Worker(id="old", pool="text", host="h", pid=1, version="1"))
+    assert rescue.warn(listening, now()) == 0
+    with context.sessions.begin() as session:
+        session.execute(update(Shard).where(Shard.stage == Stage.TEXT.value).values(protocol=2))
+    assert rescue.warn(listening, now()) > 0
+    rescue.hint(listening, now())
+    assert hinted == [Queue.TEXT]  # a new worker may come at any time
 
 
 def test_two_sweeps_publish_each_job_once(context: SweepContext) -> None:
@@ -422,7 +453,8 @@ def test_an_outage_is_waited_out(context: SweepContext, settings: Settings) -> N
     assert tick(no_postgres, urgent_steps(), now(), Metrics()) == {}
     steps = housekeeping_steps()
     assert "publish" not in tick(no_s3, steps, now(), Metrics())
-    assert tick(no_s3, urgent_steps(), now(), Metrics()) == {"rescue": 0, "hint": 0}
+    urgent = {"rescue": 0, "end_overdue": 0, "hint": 0, "warn": 0}
+    assert tick(no_s3, urgent_steps(), now(), Metrics()) == urgent
     assert tick(context, steps, now(), Metrics())["publish"] == 1
     elsewhere.dispose()
 

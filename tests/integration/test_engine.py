@@ -3,7 +3,8 @@
 After every step the invariants of the design hold; at the end everything is finished and nothing was lost or doubled.
 """
 
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -20,6 +21,7 @@ from shared.jobs import engine
 from shared.jobs.layout import lay_out
 from shared.jobs.models import Event, ItemError, Job, Shard
 from shared.jobs.records import Finished, ItemFailure, Lease, Plan, Slice, StoredObject
+from shared.jobs.retry import retry
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Queue, Stage
 from shared.schemas import JobStatus
@@ -93,6 +95,21 @@ def sweep(sessions: Sessions) -> int:
         return engine.reclaim_expired(session)
 
 
+def pass_deadline(sessions: Sessions, id: str) -> bool:
+    """The job's deadline passes, and the sweep notices; whether it ended the job."""
+    with sessions.begin() as session:
+        ago = func.clock_timestamp() - timedelta(seconds=1)
+        session.execute(update(Job).where(Job.id == id).values(deadline_at=ago))
+    with sessions.begin() as session:
+        return engine.end_overdue(session)
+
+
+def retry_job(sessions: Sessions, id: str, timeout_seconds: int | None = None) -> None:
+    """Retries and commits."""
+    with sessions.begin() as session:
+        retry(session, session.get_one(Job, id, with_for_update=True), timeout_seconds)
+
+
 def run_dry(sessions: Sessions, *queues: Queue) -> list[Lease]:
     """Works everything off; returns what was run."""
     done = []
@@ -144,6 +161,7 @@ class EngineMachine(RuleBasedStateMachine):
             make_job(self.sessions, slices=1, tenant="u", modalities="t"),
         ]
         self.cancelled: set[str] = set()
+        self.overdue: set[str] = set()
 
     @rule(target=held, queue=st.sampled_from(QUEUES), limit=st.integers(1, 3), begin=st.booleans())
     def claim(self, queue: Queue, limit: int, begin: bool) -> object:
@@ -158,10 +176,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert finish(self.sessions, lease)
         assert not finish(self.sessions, lease)
 
-    @rule(lease=consumes(held))
-    def hand_back(self, lease: Lease) -> None:
+    @rule(lease=consumes(held), by_keeper=st.booleans())
+    def hand_back(self, lease: Lease, by_keeper: bool) -> None:
         with self.sessions.begin() as session:
-            engine.release(session, lease)
+            if by_keeper:
+                engine.hand_back(session, [(lease.shard_id, lease.token)])
+            else:
+                engine.release(session, lease)
 
     @rule(lease=consumes(held))
     def fail_once(self, lease: Lease) -> None:
@@ -181,6 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
             engine.fail(session, lease, "zombie", "late")
             engine.fail_job(session, lease, "zombie", "late")
             engine.release(session, lease)
+            engine.hand_back(session, [(lease.shard_id, lease.token)])
             assert engine.renew(session, [(lease.shard_id, lease.token)]).kept == frozenset()
             with pytest.raises(LeaseLostError):
                 engine.probe(session, lease, 0)
@@ -195,6 +217,14 @@ class EngineMachine(RuleBasedStateMachine):
                 self.cancelled.add(job.id)
             engine.cancel(session, job)
 
+    @rule(pick=st.integers(0, 1))
+    def pass_deadline(self, pick: int) -> None:
+        before = get_job(self.sessions, self.jobs[pick]).status
+        ended = pass_deadline(self.sessions, self.jobs[pick])
+        assert ended == (before not in {*ENDED_JOBS, JobStatus.CANCELLING})
+        if ended:
+            self.overdue.add(self.jobs[pick])
+
     @invariant()
     def counters_equal_rows(self) -> None:
         assert wrong_counters(self.sessions) == []
@@ -208,6 +238,11 @@ class EngineMachine(RuleBasedStateMachine):
                 update(Shard).where(Shard.state == ShardState.LEASED).values(lease_expires_at=func.clock_timestamp())
             )
         sweep(self.sessions)
+        run_dry(self.sessions)
+        assert wrong_counters(self.sessions) == unended(self.sessions) == []
+        for id in self.overdue:
+            assert get_job(self.sessions, id).error_code == "deadline_exceeded"
+            retry_job(self.sessions, id)
         run_dry(self.sessions)
         assert wrong_counters(self.sessions) == unended(self.sessions) == []
         for id in self.jobs:
@@ -268,14 +303,16 @@ def test_attempts_are_counted_and_spent(sessions: Sessions) -> None:
 
 
 def test_claiming_or_handing_back_spends_no_attempt(sessions: Sessions) -> None:
-    """An outage may hand a shard back for ever."""
+    """An outage may hand a shard back for ever, and so may workers that leave; nobody has died."""
     make_job(sessions, slices=1, modalities="t")
-    for _ in range(10):
-        (lease,) = claim(sessions, Queue.TEXT)
-        start(sessions, lease)
-        with sessions.begin() as session:
-            engine.release(session, lease)
-    assert shard_of(sessions, lease).attempts == 0
+    for _ in range(5):
+        for give in (engine.release, lambda session, lease: engine.hand_back(session, [(lease.shard_id, lease.token)])):
+            (lease,) = claim(sessions, Queue.TEXT)
+            start(sessions, lease)
+            with sessions.begin() as session:
+                give(session, lease)
+    shard = shard_of(sessions, lease)
+    assert (shard.attempts, shard.isolated, shard.early_deaths) == (0, False, 0)
 
 
 def test_poison_is_isolated_item_by_item(sessions: Sessions) -> None:
@@ -373,6 +410,61 @@ def test_a_job_error_ends_the_job_and_what_waits(sessions: Sessions) -> None:
         engine.release(session, running)
     assert get_job(sessions, id).shards_open == 0
     assert not run_dry(sessions)
+
+
+def test_a_deadline_ends_the_job_like_an_error_of_the_job(sessions: Sessions) -> None:
+    """What waits is cancelled, what runs is told to stop; a retry goes on with a fresh deadline."""
+    id = make_job(sessions, slices=3, modalities="t")
+    done, running = claim(sessions, Queue.TEXT, limit=2)
+    start(sessions, done)
+    finish(sessions, done)
+    assert pass_deadline(sessions, id)
+    job = get_job(sessions, id)
+    assert (job.status, job.error_code, job.shards_open) == (JobStatus.FAILED, "deadline_exceeded", 1)
+    assert not claim(sessions, Queue.TEXT)
+    with sessions.begin() as session:
+        assert engine.renew(session, [(running.shard_id, running.token)]).cancelled == {running.shard_id}
+        engine.release(session, running)
+        assert not engine.end_overdue(session)
+    retry_job(sessions, id, 3600)
+    deadline = get_job(sessions, id).deadline_at
+    assert deadline is not None
+    assert timedelta(minutes=59) < deadline - datetime.now(UTC) < timedelta(minutes=61)
+    with sessions.begin() as session:
+        assert not engine.end_overdue(session)
+    assert done.shard_id not in {lease.shard_id for lease in run_dry(sessions)}
+    assert get_job(sessions, id).status == JobStatus.SUCCEEDED
+
+
+def test_a_job_that_was_finished_past_its_deadline_succeeds_when_retried(sessions: Sessions) -> None:
+    """Its last shard was running and ended before its worker heard of it: there is nothing to do again."""
+    id = make_job(sessions, slices=1, modalities="t")
+    run_dry(sessions, Queue.TEXT)
+    (lease,) = claim(sessions, Queue.FUSION)
+    start(sessions, lease)
+    assert pass_deadline(sessions, id)
+    assert finish(sessions, lease)
+    assert get_job(sessions, id).status == JobStatus.FAILED
+    retry_job(sessions, id)
+    assert get_job(sessions, id).status == JobStatus.SUCCEEDED
+    assert wrong_counters(sessions) == unended(sessions) == []
+
+
+def test_a_deadline_and_the_end_at_the_same_moment(sessions: Sessions) -> None:
+    """One of them comes first, and the job is what that one made of it."""
+    for _ in range(20):
+        id = make_job(sessions, slices=1, modalities="t")
+        run_dry(sessions, Queue.TEXT)
+        (lease,) = claim(sessions, Queue.FUSION)
+        start(sessions, lease)
+        with ThreadPoolExecutor(2) as threads:
+            ended, finished = threads.submit(pass_deadline, sessions, id), threads.submit(finish, sessions, lease)
+            assert finished.result()
+        job = get_job(sessions, id)
+        assert (job.status, job.error_code) == (
+            (JobStatus.FAILED, "deadline_exceeded") if ended.result() else (JobStatus.SUCCEEDED, None)
+        )
+        assert wrong_counters(sessions) == unended(sessions) == []
 
 
 def test_a_job_fails_when_every_item_failed(sessions: Sessions) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.catalog import EncoderSpec
 from shared.errors import ShardCancelledError
+from shared.ml.encoders import batching
 from shared.ml.encoders.base import Vectors
 from shared.ml.encoders.batching import encode_all, plan_batches
 
@@ -147,15 +148,31 @@ def test_an_item_whose_vector_is_not_finite_is_an_error_of_its_own(numbers: list
     assert all((vectors[i] == (0 if i in bad else 1)).all() for i in range(len(numbers)))
 
 
-def test_progress_is_reported_after_each_batch_and_cancelling_stops_there() -> None:
-    seen: list[int] = []
-    encode_all(SquaresEncoder(), [5] * 10, max_cost=20, on_batch=seen.append)
-    assert seen == [4, 8, 10]
-
-    def cancel(done: int) -> None:
-        raise ShardCancelledError("cancelled")
-
+def test_cancelling_stops_before_the_next_batch() -> None:
     encoder = SquaresEncoder()
+
+    def cancel() -> bool:
+        if encoder.batches:
+            raise ShardCancelledError("cancelled")
+        return False
+
     with pytest.raises(ShardCancelledError):
-        encode_all(encoder, [5] * 10, max_cost=20, on_batch=cancel)
+        encode_all(encoder, [5] * 10, max_cost=20, before_batch=cancel)
     assert len(encoder.batches) == 1
+
+
+def test_batches_are_short_as_long_as_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By measured time: 2 ms a unit of cost make 10 units; before anything is measured, a small share is tried."""
+    now = 0.0
+
+    def work(batch: Sequence[int]) -> None:
+        nonlocal now
+        now += 0.002 * padded(batch)
+
+    monkeypatch.setattr(batching.time, "perf_counter", lambda: now)
+    encoder = SquaresEncoder(work)
+    waits = iter([True] * 3 + [False] * 10)
+    items = [1, 2] * 100
+    vectors, _ = encode_all(encoder, items, max_cost=64, before_batch=lambda: next(waits))
+    assert [padded(batch) for batch in encoder.batches[:5]] == [2, 10, 10, 64, 64]
+    np.testing.assert_array_equal(vectors, SquaresEncoder.vectors(items))

@@ -3,96 +3,16 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
 from services.client.cli import app
-from services.client.commands.options import Connection
-
-JOB_ID = "job-01k9w0c3v8e6m5j2k1x7r4t9qz"
-
-
-def stage(done: int, total: int, **fields: Any) -> dict[str, Any]:
-    counts = {"shards_total": 2, "shards_done": 1, "shards_failed": 0, "items_cached": 0}
-    times = {"started_at": 1000.0, "finished_at": 1002.0 if done == total else None}
-    return {**counts, "items_total": total, "items_done": done, **times, **fields}
-
-
-def job(status: str = "succeeded", **fields: Any) -> dict[str, Any]:
-    return {
-        "id": JOB_ID,
-        "type": "features",
-        "status": status,
-        "created_at": 1000,
-        "started_at": 1001,
-        "finished_at": 1009,
-        "items": {"total": 1226, "succeeded": 1200, "partial": 20, "failed": 6},
-        "stages": {"text": stage(1132, 1132), "image": stage(500, 1141)},
-        "request": {"encoders": {"text": "all-minilm-l6-v2", "image": None, "audio": None}},
-        "metadata": {"project": "emoji"},
-        **fields,
-    }
-
-
-def error(status: int, code: str, message: str) -> httpx.Response:
-    body = {"message": message, "type": "invalid_request_error", "code": code, "param": None}
-    return httpx.Response(status, json={"error": body}, headers={"X-Request-ID": "req-1"})
-
-
-def page(*entries: dict[str, Any]) -> httpx.Response:
-    return httpx.Response(200, json={"object": "list", "data": list(entries), "has_more": False})
-
-
-def events(*events: tuple[str, dict[str, Any]]) -> httpx.Response:
-    lines = [
-        f"id: {id}\ndata: {json.dumps({'id': str(id), 'type': type, 'created_at': 1.0, 'data': data})}\n\n"
-        for id, (type, data) in enumerate(events, start=1)
-    ]
-    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content="".join(lines).encode())
-
-
-Answer = httpx.Response | Callable[[httpx.Request], httpx.Response]
-
-
-@dataclass
-class Gateway:
-    """Answers by method and path; remembers what it was asked."""
-
-    answers: dict[str, Answer] = field(default_factory=dict)
-    requests: list[httpx.Request] = field(default_factory=list)
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        answer = self.answers.get(f"{request.method} {request.url.path}", error(404, "unknown_route", "No such route."))
-        return answer if isinstance(answer, httpx.Response) else answer(request)
-
-
-@pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
-
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `trivium` with these arguments against the gateway."""
-    for name in ("TRIVIUM_URL", "TRIVIUM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    connection = Connection("http://gateway", transport=httpx.MockTransport(gateway))
-
-    def run(*arguments: str) -> Any:
-        return CliRunner().invoke(app, arguments, obj=connection)
-
-    return run
+from tests.unit.client_gateway import JOB_ID, Gateway, Run, error, events, job, page
 
 
 class TestReading:
@@ -155,7 +75,7 @@ class TestReading:
 
     def test_workers(self, run: Run, gateway: Gateway) -> None:
         worker = {
-            "id": "worker-1", "pool": "image", "host": "h", "pid": 7, "version": "1", "state": "busy",
+            "id": "worker-1", "pool": "image", "host": "h", "pid": 7, "version": "1", "protocol": 1, "state": "busy",
             "started_at": 1.0, "last_seen_at": 2.0, "loaded_models": ["mobilenet_v2"],
             "current_shards": [{"job_id": JOB_ID, "stage": "image", "index": 3}],
         }  # fmt: skip
@@ -221,23 +141,19 @@ class TestSubmitting:
         gateway.answers["POST /v1/jobs"] = httpx.Response(202, json=job("queued"))
         return path
 
-    def sent(self, gateway: Gateway) -> Any:
-        [request] = [request for request in gateway.requests if request.url.path == "/v1/jobs"]
-        return json.loads(request.content)
-
     def test_only_the_id_goes_to_stdout(self, run: Run, manifest: Path, gateway: Gateway) -> None:
         result = run("submit", str(manifest))
         assert (result.exit_code, result.stdout) == (0, f"{JOB_ID}\n")
-        assert self.sent(gateway) == {"type": "features", "input": {"file_id": "file-1", "s3_prefix": None}}
+        assert gateway.sent("/v1/jobs") == {"type": "features", "input": {"file_id": "file-1", "s3_prefix": None}}
 
     def test_options(self, run: Run, manifest: Path, gateway: Gateway) -> None:
         options = (
             "--text word2vec --image none --stop-words en --stop-words zh --lowercase --weight text=2 "
-            "--weight audio=.5 --shard-size 64 --priority 3 --metadata project=emoji --json"
+            "--weight audio=.5 --shard-size 64 --priority 3 --timeout 60 --metadata project=emoji --json"
         )
         result = run("submit", str(manifest), *options.split())
         assert json.loads(result.stdout)["id"] == JOB_ID
-        body = self.sent(gateway)
+        body = gateway.sent("/v1/jobs")
         del body["input"]
         assert body == {
             "type": "features",
@@ -246,6 +162,7 @@ class TestSubmitting:
             "fusion": {"method": "weighted", "weights": {"text": 2.0, "audio": 0.5}},
             "shard_size": 64,
             "priority": 3,
+            "timeout_seconds": 60,
             "metadata": {"project": "emoji"},
         }
 

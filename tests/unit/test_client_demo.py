@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from services.client.demo import report
-from services.client.demo.explore import FeatureSpace, look_at, neighbours, read_features
+from services.client.demo.explore import FeatureSpace, neighbours, read_features
+from services.client.demo.learn import Learned, Prediction, read_predictions
 from services.client.demo.picture import draw
 from services.client.demo.run import SAMPLE, Sample, find_problems
 from services.fusion.parquet import feature_schema, write_part
 from shared.queues import Modality
-from shared.schemas import Job, MediaLocation, PlannedItem
+from shared.schemas import FineTuned, Job, MediaLocation, PlannedItem
 
 LABELS = ["Food & Drink", "Flags", "Symbols"]
 COUNT = 90
@@ -66,6 +69,23 @@ def space(features: Path) -> FeatureSpace:
 
 
 @pytest.fixture
+def learned(space: FeatureSpace, tmp_path: Path) -> Learned:
+    """A model that is right about everything."""
+    row = {"score": 0.9, "low": 0.8, "high": 0.95, "items": 30, "items_there": 30}
+    alone = {"fused": row, "image": {**row, "score": 0.7, "items_there": 21, "score_there": 0.8, "fused_there": 0.9}}
+    (tmp_path / "README.md").write_text(
+        "# Classifier\n\nSays one of 3 classes.\n\n**accuracy 0.900** on 30 test items.\n\n## Data\n\nMore.\n"
+    )
+    moved = {"text": 0.5, "image": -0.25, "audio": 0.0}
+    return Learned(
+        FineTuned(encoders={}, fusions=["concat"], classes=LABELS, metrics={"main_score": "accuracy", "alone": alone}),
+        tmp_path,
+        {id: Prediction(str(label), 0.99, moved) for id, label in zip(space.ids, space.labels, strict=True)},
+        tmp_path / "predictions.parquet",
+    )
+
+
+@pytest.fixture
 def sample(space: FeatureSpace) -> Sample:
     items = [
         {"id": id, "text": "a", "audio": "b"} | ({"image": "c"} if has_image else {})
@@ -104,13 +124,28 @@ def test_neighbours_are_the_nearest_others(space: FeatureSpace) -> None:
     assert [cosine for _, cosine in nearest] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
 
 
-def test_scores_are_of_the_test_items_that_have_the_modality(space: FeatureSpace) -> None:
-    look = look_at(space)
-    assert (look.scores["text"].neighbours, look.scores["text"].linear) == (1.0, 1.0)
-    assert look.scores["image"].tested == int(space.present["image"][60:].sum()) == 21
-    assert look.scores["audio"].neighbours < 0.7
-    assert look.fused.tested == 30
-    assert look.majority == pytest.approx(1 / 3)
+def test_examples_are_the_first_complete_items_of_their_labels(space: FeatureSpace) -> None:
+    assert space.examples(10) == [3, 4, 5], "the first three have no picture"
+    assert space.examples(2, split="test") == [60, 61]
+    assert space.majority == pytest.approx(1 / 3)
+
+
+def test_predictions_are_read(tmp_path: Path) -> None:
+    columns = {
+        "id": ["a", "b"],
+        "prediction": [["x"], ["y"]],
+        "probability": [0.75, 0.5],
+        "contribution_text": [0.25, 0.0],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "predictions.parquet")
+    assert read_predictions(tmp_path / "predictions.parquet") == {
+        "a": Prediction("x", 0.75, {"text": 0.25}),
+        "b": Prediction("y", 0.5, {"text": 0.0}),
+    }
+
+
+def test_the_head_of_the_model_card(learned: Learned) -> None:
+    assert learned.card == ["Says one of 3 classes.", "accuracy 0.900 on 30 test items."]
 
 
 def test_the_picture(space: FeatureSpace, tmp_path: Path) -> None:
@@ -124,46 +159,48 @@ def test_the_picture(space: FeatureSpace, tmp_path: Path) -> None:
     assert 300 < pure_red < 1000, "the picture of one item, inside its ring"
 
 
-def test_the_tables(space: FeatureSpace) -> None:
+def test_the_tables(space: FeatureSpace, learned: Learned) -> None:
     console = Console(width=100, record=True, file=io.StringIO())
-    look = look_at(space)
-    for part in (report.features_table(job(), space), report.neighbours_table(space), report.scores_table(look)):
+    tables = [report.features_table(job(), space), report.neighbours_table(space)]
+    for part in [*tables, report.scores_table(learned), report.predictions_table(space, learned)]:
         console.print(part)
     text = console.export_text()
     assert "45" in text, "90 items in 2 s"
     assert "🍕\ufe0f name" in text
-    assert "100.0%" in text
-    assert text.count("fused") == 2 + 3, "in two tables, and once for each label"
+    assert text.count("fused") == 2 + 3 + 2, "in two tables, once for each label, and in what stands beside it"
+    assert "0.800 … 0.950" in text
+    said = [line.split() for line in text.splitlines() if "99%" in line]
+    assert [line[-4:] for line in said] == [["99%", "+0.50", "-0.25", "+0.00"]] * 3
 
 
 class TestProblems:
-    def test_none(self, space: FeatureSpace, sample: Sample) -> None:
-        assert find_problems(job(), sample, space, look_at(space)) == []
+    def test_none(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
+        assert find_problems(job(), sample, space, learned) == []
 
-    def test_items_that_did_not_succeed(self, space: FeatureSpace, sample: Sample) -> None:
-        assert find_problems(job(88), sample, space, look_at(space)) == ["2 of 90 items did not succeed"]
+    def test_items_that_did_not_succeed(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
+        assert find_problems(job(88), sample, space, learned) == ["2 of 90 items did not succeed"]
 
-    def test_items_that_are_missing(self, space: FeatureSpace, sample: Sample) -> None:
+    def test_items_that_are_missing(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
         short = replace(space, ids=space.ids[:-1])
-        assert "the features are of 89 items, not of the 90 submitted" in find_problems(
-            job(), sample, short, look_at(space)
-        )
+        assert "the features are of 89 items, not of the 90 submitted" in find_problems(job(), sample, short, learned)
 
-    def test_vectors_that_are_missing(self, space: FeatureSpace, sample: Sample) -> None:
+    def test_vectors_that_are_missing(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
         sample.items[0]["image"] = "x"
-        assert find_problems(job(), sample, space, look_at(space)) == ["61 items have image, but 60 have its vector"]
+        assert find_problems(job(), sample, space, learned) == ["61 items have image, but 60 have its vector"]
 
-    def test_vectors_that_are_not_numbers(self, space: FeatureSpace, sample: Sample) -> None:
+    def test_vectors_that_are_not_numbers(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
         broken = space.vectors["text"].copy()
         broken[3, 0] = np.nan
         spoilt = replace(space, vectors={**space.vectors, "text": broken})
-        assert find_problems(job(), sample, spoilt, look_at(space)) == ["some vectors are not finite"]
+        assert find_problems(job(), sample, spoilt, learned) == ["some vectors are not finite"]
 
-    def test_vectors_that_say_nothing(self, space: FeatureSpace, sample: Sample) -> None:
-        noise = np.random.default_rng(1).normal(size=(COUNT, 4)).astype(np.float32)
-        useless = replace(space, vectors={**space.vectors, "fused": noise[:, :1] * 0})
-        [problem] = find_problems(job(), sample, useless, look_at(useless))
-        assert "no better than guessing" in problem
+    def test_a_model_that_says_nothing(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
+        learned.scores["fused"]["low"] = space.majority
+        assert find_problems(job(), sample, space, learned) == ["the model tells labels no better than guessing"]
+
+    def test_predictions_that_are_missing(self, space: FeatureSpace, sample: Sample, learned: Learned) -> None:
+        del learned.predictions["emoji-3"]
+        assert find_problems(job(), sample, space, learned) == ["there are predictions of 89 items, not of the 90"]
 
 
 def test_the_sample_is_what_the_demo_expects() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from services.client import (
     ClientError,
     Conflict,
     ConnectionFailed,
+    DamagedDownload,
     InvalidRequest,
     NotFound,
     RateLimited,
@@ -28,9 +30,11 @@ from services.client import (
 )
 from services.client.flows import BackOff, Send, call
 from services.client.requests import create_key, get_job
+from shared.fine_tuning import Method
 from shared.schemas import JobStatus
 
 URL = "http://gateway"
+MODEL_ID = "model-01k9w0e1a4b7c2d5f8g3h6j9km"
 Handler = Callable[[httpx.Request], httpx.Response]
 #: Calls something of a client: a blocking one, or one whose result is awaited or iterated over.
 Action = Callable[[Any], Any]
@@ -267,6 +271,47 @@ class TestRequests:
             "type": "features", "input": {"file_id": "file-1"}, "encoders": {"audio": None}, "priority": 3,
         }  # fmt: skip
 
+    def test_training_and_predicting_on_a_feature_set(self, run: Any) -> None:
+        features = "job-01k9w0c3v8e6m5j2k1x7r4t9qz"
+        gateway = Script(httpx.Response(202, json=job()), httpx.Response(202, json=job()))
+        options: Any = {"method": Method.REGRESSOR, "training": {"epochs": 3}, "fusion": {"method": "gated"}}
+        run(gateway, lambda client: client.fine_tune(features, **options))
+        run(gateway, lambda client: client.predict(features, model=MODEL_ID, contributions=False))
+        bodies = [json.loads(request.content) for request in gateway.requests]
+        assert bodies == [
+            {
+                "type": "fine_tune", "features": features, "method": "regressor", "training": {"epochs": 3},
+                "fusion": {"method": "gated"},
+            },
+            {"type": "predict", "features": features, "model": MODEL_ID, "contributions": False},
+        ]  # fmt: skip
+
+    def test_training_and_predicting_on_records(self, run: Any) -> None:
+        gateway = Script(httpx.Response(202, json=job()), httpx.Response(202, json=job()))
+        items = [{"id": "a", "text": "b", "label": "c"}]
+        run(gateway, lambda client: client.fine_tune(items, preset="fast"))
+        run(gateway, lambda client: client.predict(items, model=MODEL_ID))
+        bodies = [json.loads(request.content) for request in gateway.requests]
+        assert bodies == [
+            {"type": "fine_tune", "items": items, "preset": "fast"},
+            {"type": "predict", "items": items, "model": MODEL_ID},
+        ]
+
+    def test_predictions_at_once(self, run: Any) -> None:
+        said = {"id": "a", "prediction": ["cat"], "probability": 0.75, "contributions": {"text": 0.5}}
+        answers = [error(503), httpx.Response(200, json={"model": MODEL_ID, "data": [said]})]
+        gateway = Script(*answers)
+        items = [{"id": "a", "text": "b"}]
+        found = run(gateway, lambda c: c.predictions.create(model=MODEL_ID, items=items, contributions=True))
+        assert (found.data[0].prediction, found.data[0].contributions) == (["cat"], {"text": 0.5})
+        assert str(gateway.requests[1].url) == f"{URL}/v1/predictions"
+        assert json.loads(gateway.requests[1].content) == {"model": MODEL_ID, "items": items, "contributions": True}
+
+    def test_features_are_not_made_of_features(self, run: Any) -> None:
+        with pytest.raises(ClientError, match="there already") as caught:
+            run(Script(), lambda client: client.features("job-01k9w0c3v8e6m5j2k1x7r4t9qz"))
+        assert caught.value.error_code == "unsuitable_source"
+
 
 class TestLists:
     def test_pages_are_fetched_as_they_are_needed(self) -> None:
@@ -395,6 +440,79 @@ class TestDownloads:
         with pytest.raises(ClientError, match="cannot be written") as caught:
             run(gateway, lambda client: client.jobs.results("job-1", tmp_path / "no folder" / "x.parquet"))
         assert caught.value.error_code == "unwritable_file"
+
+
+WEIGHTS, CARD = b"weights" * 1000, b"# A model"
+
+
+def model(*files: str) -> httpx.Response:
+    entry = {"id": MODEL_ID, "kind": "classifier", "modality": None, "dimension": 8, "loader": "fine_tuned"}
+    return httpx.Response(200, json={**entry, "files": list(files)})
+
+
+def model_file(content: bytes, etag: str = '"{}"', **fields: Any) -> httpx.Response:
+    headers = {"ETag": etag.format(sha256(content).hexdigest())}
+    return httpx.Response(200, headers=headers, **(fields or {"content": content}))
+
+
+class TestModels:
+    def test_a_folder_appears_when_all_its_files_are_there_as_they_are_stored(self, run: Any, tmp_path: Path) -> None:
+        target = tmp_path / "model"
+        seen: list[tuple[int, int | None]] = []
+        gateway = Script(
+            model("README.md", "plots/a b.png", "weights.safetensors"),
+            model_file(CARD),
+            model_file(b"picture", etag='W/"{}"'),
+            model_file(WEIGHTS, stream=Pieces(WEIGHTS[:9], breaks=True)),
+            model_file(WEIGHTS, stream=Pieces(b"other bytes")),
+            error(503),
+            model_file(WEIGHTS),
+        )
+
+        def on_bytes(received: int, total: int | None) -> None:
+            seen.append((received, total))
+            assert not target.exists()
+
+        assert run(gateway, lambda client: client.models.download(MODEL_ID, target, on_bytes=on_bytes)) == target
+        assert (target / "README.md").read_bytes() == CARD
+        assert (target / "plots" / "a b.png").read_bytes() == b"picture"
+        assert (target / "weights.safetensors").read_bytes() == WEIGHTS
+        assert list(tmp_path.iterdir()) == [target]
+        assert len([path for path in target.rglob("*") if path.is_file()]) == 3
+        assert gateway.requests[2].url.raw_path == f"/v1/models/{MODEL_ID}/files/plots/a%20b.png".encode()
+        before = len(CARD) + len(b"picture")
+        assert seen[:2] == [(len(CARD), None), (before, None)]
+        assert seen[-1] == (before + len(WEIGHTS), None)
+
+    @pytest.mark.parametrize("etag", ['"{}x"', "{}", ""])
+    def test_what_is_not_what_is_stored_is_not_kept(self, run: Any, tmp_path: Path, etag: str) -> None:
+        gateway = Script(model("config.json"), *[model_file(CARD, etag)] * 4)
+        with pytest.raises(DamagedDownload, match=r"config\.json did not arrive as it is stored"):
+            run(gateway, lambda client: client.models.download(MODEL_ID, tmp_path / "model"))
+        assert list(tmp_path.iterdir()) == []
+        assert gateway.answers == [], "it was tried again"
+
+    @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", ""])
+    def test_a_file_cannot_leave_the_folder(self, run: Any, tmp_path: Path, name: str) -> None:
+        gateway = Script(model(name))
+        with pytest.raises(ClientError, match="outside") as caught:
+            run(gateway, lambda client: client.models.download(MODEL_ID, tmp_path / "model"))
+        assert caught.value.error_code == "unsafe_path"
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_is_there_stays_as_it_is(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(ClientError, match="not there yet") as caught:
+            run(Script(model("a")), lambda client: client.models.download(MODEL_ID, tmp_path))
+        assert caught.value.error_code == "folder_exists"
+
+    def test_an_encoder_has_no_files(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(ClientError, match="only a model that a job made"):
+            run(Script(model()), lambda client: client.models.download(MODEL_ID, tmp_path / "model"))
+
+    def test_a_place_that_cannot_be_written(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(ClientError) as caught:
+            run(Script(model("a")), lambda client: client.models.download(MODEL_ID, tmp_path / "none" / "model"))
+        assert caught.value.error_code == "unwritable_folder"
 
 
 class TestUploads:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from shared.errors import ItemError
+from shared.testing.jobs import wait_for
 from shared.worker.decode import DecodePool, DecoderUnavailableError, serve
 
 
@@ -63,6 +65,26 @@ def test_arrays_come_back_as_they_were(pool: DecodePool) -> None:
     assert result.dtype == np.float32
     assert pool.submit(b"", {}).result().shape == (1, 0)
     assert pool.submit(b"print", {}).result().shape == (1, 5)
+
+
+def test_what_is_urgent_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what waits already; among themselves, in the order in which they came."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{Path(__file__).parent}")
+    pool = DecodePool("test_decode_pool:decode", processes=1, seconds=1, memory_bytes=256 * 1024**2)
+    done: list[str] = []
+
+    def submit(name: str, data: bytes, *, urgent: bool) -> Future[Any]:
+        future = pool.submit(data, {}, urgent=urgent)
+        future.add_done_callback(lambda _: done.append(name))
+        return future
+
+    running = [submit("first", b"loop", urgent=False)]
+    wait_for(running[0].running, what="the beginning of the first")
+    running += [submit(f"usual {i}", b"x", urgent=False) for i in range(2)]
+    running += [submit(f"urgent {i}", b"x", urgent=True) for i in range(2)]
+    wait(running)
+    pool.close()
+    assert done == ["first", "urgent 0", "urgent 1", "usual 0", "usual 1"]
 
 
 @pytest.mark.parametrize(

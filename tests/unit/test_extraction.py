@@ -4,8 +4,8 @@ import pytest
 
 from shared.catalog import EncoderSpec
 from shared.errors import ItemError
+from shared.ml.decoding import preprocess_item
 from shared.ml.encoders.hashing import HashingEncoder
-from shared.ml.extraction import preprocess_item
 from shared.queues import Modality
 
 SPEC = EncoderSpec(id="picky", modality=Modality.TEXT, dimension=4, loader="hashing")

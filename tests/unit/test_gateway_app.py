@@ -14,7 +14,9 @@ from services.gateway.__main__ import check_reach
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared import schemas
-from shared.schemas import ErrorResponse, FeaturesRequest, Page
+from shared.fine_tuning import JobRequest
+from shared.predictions import PredictionList, PredictionRequest
+from shared.schemas import ErrorResponse, Page
 from shared.settings import Settings, SettingsError
 
 
@@ -73,9 +75,11 @@ def test_every_route_is_described_with_examples(document: dict[str, Any]) -> Non
 def test_every_route_of_the_api_documents_its_errors(document: dict[str, Any]) -> None:
     for name, operation in operations(document).items():
         if "/v1/" in name:
-            assert {"401", "422", "500", "503"} <= operation["responses"].keys(), name
+            assert {"401", "422", "429", "500", "503"} <= operation["responses"].keys(), name
+            assert ("requestBody" in operation) <= ("413" in operation["responses"]), name
             assert operation["security"], name
         for status, answer in operation["responses"].items():
+            assert (status in {"429", "503"}) == ("Retry-After" in answer.get("headers", {})) or "/v1/" not in name
             if int(status) >= 400 and name != "GET /readyz":
                 content = answer["content"]["application/json"]
                 assert content["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}, (name, status)
@@ -94,6 +98,7 @@ def test_every_route_of_the_api_documents_its_errors(document: dict[str, Any]) -
         (examples.WORKER, schemas.WorkerEntry),
         (examples.KEY, schemas.Key),
         (examples.NEW_KEY, schemas.NewKey),
+        (examples.PREDICTIONS, PredictionList),
         (examples.deleted("job", "job-1"), schemas.Deleted),
         (examples.page_of(examples.JOB), Page[schemas.Job]),
     ],
@@ -103,9 +108,15 @@ def test_examples_are_what_is_really_answered(example: dict[str, Any], model: An
     assert adapter.dump_python(adapter.validate_python(example), mode="json") == example
 
 
-@pytest.mark.parametrize("name", examples.FEATURES_REQUESTS)
+@pytest.mark.parametrize("name", examples.JOB_REQUESTS)
 def test_example_requests_are_accepted(name: str) -> None:
-    FeaturesRequest.model_validate(examples.FEATURES_REQUESTS[name]["value"])
+    adapter: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+    adapter.validate_python(examples.JOB_REQUESTS[name]["value"])
+
+
+@pytest.mark.parametrize("name", examples.PREDICTION_REQUESTS)
+def test_example_predictions_are_accepted(name: str) -> None:
+    PredictionRequest.model_validate(examples.PREDICTION_REQUESTS[name]["value"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from shared.errors import JobError
 from shared.planning import Problem, Row, Source, plan_inline
 from shared.queues import Modality
 from shared.schemas import Encoders, FeaturesRequest, Fusion, MediaLocation
-from shared.settings import Limits
+from shared.settings import Fetching, Limits
 from shared.testing.memory_store import MemoryStore
 from shared.testing.planning import JOB_ID, Planned, media_bytes, plan_source
 
@@ -209,12 +209,28 @@ def test_planning_stops_when_it_is_told_to_and_when_storage_fails() -> None:
         plan_source(rows(*({"id": str(i), "text": "x"} for i in range(100))), FullStore())
 
 
+def test_urls_are_left_to_the_workers_if_they_are_switched_on() -> None:
+    good, bad = "https://example.org/a.png?key=secret", "https://example.org:22/a.png?key=secret"
+    items = [{"id": "a", "image": good}, {"id": "b", "text": "x", "image": bad}, {"id": "c", "image": "a.png"}]
+    found = plan(*items, fetching=Fetching(urls=True))
+    whole = "no_usable_modality"
+    assert found.outcome == {"a": [], "b": ["url_not_allowed"], "c": ["missing_media", whole]}
+    assert found.items[0].image == MediaLocation(url=good, ref=good)
+    assert "secret" not in found.failures[0].message
+
+
 def test_an_inline_job_is_planned_like_any_other() -> None:
     store = MemoryStore()
     items: list[Any] = [{"id": "a", "text": "x"}, {"id": "b", "image": FILE}, {"id": "a", "text": "y"}]
     request = FeaturesRequest(items=items, shard_size=2)
     found = plan_inline(
-        store, JOB_ID, request, catalog=load_catalog(), limits=Limits(), resolve_files=lambda ids: {FILE: LOCATION}
+        store,
+        JOB_ID,
+        request,
+        catalog=load_catalog(),
+        limits=Limits(),
+        fetching=Fetching(),
+        resolve_files=lambda ids: {FILE: LOCATION},
     )
     assert [(part.index, part.items) for part in found.slices] == [(0, 2)]
     assert [failure.code for failure in found.failures] == ["duplicate_id"]

@@ -5,9 +5,9 @@ from typing import Annotated, get_args
 
 import typer
 from rich.filesize import decimal
-from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
 
 from services.client.commands.options import AsJson, Connection, JobId, connection
+from services.client.commands.transfers import download_bar
 from services.client.rendering import errors_table, messages, print_entries
 from services.client.requests import ResultFormat
 
@@ -19,7 +19,7 @@ def results(
         Path, typer.Option("--output", "-o", help="The file to write; its suffix, .parquet, .jsonl or .npz, decides.")
     ],
 ) -> None:
-    """Download a job's features as one file.
+    """Download a job's features or predictions as one file.
 
     The file appears when it is complete; a download that breaks off starts again.
 
@@ -47,26 +47,18 @@ def errors(context: typer.Context, job: JobId, as_json: AsJson = False) -> None:
 
 
 def download(here: Connection, job_id: str, path: Path) -> None:
-    """Writes a job's features to `path`, with progress on stderr."""
-    format = format_of(path)
-    console = messages()
-    columns = (SpinnerColumn(), TextColumn("download"), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    bar = progress.add_task("download", total=None)
-
-    def on_bytes(received: int, total: int | None) -> None:
-        progress.update(bar, completed=received, total=total)
-
-    with here.client() as client, progress:
+    """Writes a job's features or predictions to `path`, with progress on stderr."""
+    format, console = format_of(path), messages()
+    with here.client() as client, download_bar(console) as on_bytes:
         client.jobs.results(job_id, path, format=format, on_bytes=on_bytes)
     console.print(f"Wrote {path} ({decimal(path.stat().st_size)}).")
 
 
-def format_of(path: Path) -> ResultFormat:
-    """The format that a file's suffix names. Raises typer.BadParameter for any other suffix."""
-    for format in get_args(ResultFormat):
+def format_of(path: Path, *formats: ResultFormat) -> ResultFormat:
+    """The format (of these, or of all) that a file's suffix names. Raises typer.BadParameter for any other suffix."""
+    allowed: tuple[ResultFormat, ...] = formats or get_args(ResultFormat)
+    for format in allowed:
         if path.suffix == f".{format}":
-            chosen: ResultFormat = format
-            return chosen
-    known = ", ".join(f".{format}" for format in get_args(ResultFormat))
+            return format
+    known = ", ".join(f".{format}" for format in allowed)
     raise typer.BadParameter(f"the suffix of {path.name!r} is none of {known}", param_hint="--output")

@@ -43,15 +43,16 @@ def demo(
     data_dir: Annotated[
         Path | None, typer.Option(help="Keep the stack's data here; a temporary folder otherwise.")
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="Where the features and the picture go.")] = Path(".trivium/demo"),
+    output_dir: Annotated[Path, typer.Option(help="Where features, model and picture go.")] = Path(".trivium/demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the sample dataset through the whole platform and show what came out.
 
-    Starts the platform, submits 1,226 emoji (picture, words, speech), and prints shapes, rates, the nearest
-    neighbours of a few of them and how well a label can be told from the features. Takes about a minute; the exit
-    status is 1 if anything is off.
+    Starts the platform, submits 1,226 emoji (picture, words, speech), and prints shapes, rates and the nearest
+    neighbours of a few of them. Then trains a model of their groups and prints how well each modality alone and the
+    fusion do on test items, and what the model says of a few. Takes a few minutes; the exit status is 1 if anything
+    is off.
 
     Example:
 

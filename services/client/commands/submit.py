@@ -1,31 +1,30 @@
-"""`trivium submit`: from files on this machine to a job."""
+"""`trivium submit`: from files on this machine to features."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from services.client.commands.options import AsJson, Connection, Metadata, connection, pairs
-from services.client.commands.results import download, format_of
-from services.client.commands.watch import exit_unless_succeeded, watch_to_the_end
-from services.client.rendering import messages, print_json
-from services.client.requests import JobOptions
-from shared.queues import Modality
-from shared.schemas import FusionMethod, Job
-
-_ENCODERS = "Encoders"
-_JOB = "The job"
-
-TextEncoder = Annotated[
-    str | None, typer.Option("--text", metavar="ENCODER", help="Text encoder, or `none`.", rich_help_panel=_ENCODERS)
-]
-ImageEncoder = Annotated[
-    str | None, typer.Option("--image", metavar="ENCODER", help="Image encoder, or `none`.", rich_help_panel=_ENCODERS)
-]
-AudioEncoder = Annotated[
-    str | None, typer.Option("--audio", metavar="ENCODER", help="Audio encoder, or `none`.", rich_help_panel=_ENCODERS)
-]
+from services.client.commands.creating import (
+    JOB,
+    AudioEncoder,
+    ImageEncoder,
+    Lowercase,
+    Priority,
+    ShardSize,
+    StopWords,
+    TextEncoder,
+    Timeout,
+    Watch,
+    check_output,
+    create,
+    encoding,
+    follow,
+    only_given,
+)
+from services.client.commands.options import AsJson, Metadata, connection, pairs
+from services.client.job_options import FeaturesOptions
+from shared.schemas import FusionMethod, UntrainedFusion
 
 
 def submit(
@@ -36,7 +35,7 @@ def submit(
             metavar="SOURCE", help="A JSONL manifest, a folder, a tar, zip or Parquet file, file-… or s3://…"
         ),
     ],
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show progress until the job has ended.")] = False,
+    watch: Watch = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Watch, then write the features here (.parquet, .jsonl or .npz)."),
@@ -44,22 +43,20 @@ def submit(
     text: TextEncoder = None,
     image: ImageEncoder = None,
     audio: AudioEncoder = None,
-    stop_words: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LANGUAGE", help="Remove stop words: en, zh.", rich_help_panel=_ENCODERS),
-    ] = None,
-    lowercase: Annotated[
-        bool, typer.Option("--lowercase", help="Make text lower case.", rich_help_panel=_ENCODERS)
-    ] = False,
-    fusion: Annotated[FusionMethod | None, typer.Option(help="How vectors are fused.", rich_help_panel=_JOB)] = None,
+    stop_words: StopWords = None,
+    lowercase: Lowercase = False,
+    fusion: Annotated[UntrainedFusion | None, typer.Option(help="How vectors are fused.", rich_help_panel=JOB)] = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODALITY=WEIGHT", help="For weighted fusion; may be repeated.", rich_help_panel=_JOB),
+        typer.Option(metavar="MODALITY=WEIGHT", help="For weighted fusion; may be repeated.", rich_help_panel=JOB),
     ] = None,
-    shard_size: Annotated[int | None, typer.Option(help="Items in one shard.", rich_help_panel=_JOB)] = None,
-    priority: Annotated[
-        int | None, typer.Option(help="Higher goes first, from -10 to 10.", rich_help_panel=_JOB)
+    fusion_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Fused by a model that a job trained, instead.", rich_help_panel=JOB),
     ] = None,
+    shard_size: ShardSize = None,
+    priority: Priority = None,
+    timeout: Timeout = None,
     metadata: Metadata = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,43 +81,25 @@ def submit(
     job=$(trivium submit data.jsonl)
     ```
     """
-    if output is not None:
-        format_of(output)
-    options = _options(
-        encoders={Modality.TEXT: text, Modality.IMAGE: image, Modality.AUDIO: audio},
-        text_preprocessing={"stop_words": stop_words, "lowercase": lowercase or None},
-        fusion=_fusion(fusion, weight),
-        plain={"shard_size": shard_size, "priority": priority, "metadata": pairs(metadata, "--metadata") or None},
+    check_output(output)
+    options: FeaturesOptions = only_given(
+        **encoding(text, image, audio, stop_words, lowercase),
+        fusion=_fusion(fusion, weight, fusion_model),
+        shard_size=shard_size,
+        priority=priority,
+        timeout_seconds=timeout,
+        metadata=pairs(metadata, "--metadata") or None,
     )
     here = connection(context)
-    job = _create(here, source, options)
-    if not as_json:
-        print(job.id)
-    if watch or output is not None:
-        job = watch_to_the_end(here, job.id)
-    if as_json:
-        print_json(job)
-    if watch or output is not None:
-        exit_unless_succeeded(job)
-    if output is not None:
-        download(here, job.id, output)
+    job = create(here, lambda client, on_bytes: client.features(source, on_bytes=on_bytes, **options))
+    follow(here, job, watch=watch, output=output, as_json=as_json)
 
 
-def _create(here: Connection, source: str, options: JobOptions) -> Job:
-    console = messages()
-    columns = (TextColumn("upload "), BarColumn(bar_width=32), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-    progress.disable = not console.is_terminal
-    bar = progress.add_task("upload", visible=False)
-
-    def on_bytes(sent: int, total: int | None) -> None:
-        progress.update(bar, completed=sent, total=total, visible=True)
-
-    with here.client() as client, progress:
-        return client.features(source, on_bytes=on_bytes, **options)
-
-
-def _fusion(method: FusionMethod | None, weights: list[str] | None) -> dict[str, Any] | None:
+def _fusion(method: UntrainedFusion | None, weights: list[str] | None, model: str | None) -> dict[str, Any] | None:
+    if model is not None:
+        if method is not None or weights:
+            raise typer.BadParameter("a model decides alone how vectors are fused", param_hint="--fusion-model")
+        return {"model": model}
     if method is None and not weights:
         return None
     try:
@@ -128,24 +107,3 @@ def _fusion(method: FusionMethod | None, weights: list[str] | None) -> dict[str,
     except ValueError as error:
         raise typer.BadParameter("a weight is a number", param_hint="--weight") from error
     return {"method": method or FusionMethod.WEIGHTED, "weights": given}
-
-
-def _options(
-    *,
-    encoders: dict[Modality, str | None],
-    text_preprocessing: dict[str, Any],
-    fusion: dict[str, Any] | None,
-    plain: dict[str, Any],
-) -> JobOptions:
-    """Only what was given, so that the gateway's defaults hold for the rest."""
-    chosen = {m.value: None if id == "none" else id for m, id in encoders.items() if id is not None}
-    text = {name: value for name, value in text_preprocessing.items() if value}
-    fields: dict[str, Any] = {
-        "encoders": chosen or None,
-        "preprocessing": {"text": text} if text else None,
-        "fusion": fusion,
-        **plain,
-    }
-    given: Any = {name: value for name, value in fields.items() if value is not None}
-    options: JobOptions = given
-    return options

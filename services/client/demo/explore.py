@@ -1,7 +1,6 @@
-"""A look into a feature set with labels and splits: who is near whom, and how well labels can be told."""
+"""A look into a feature set with labels and splits, and who is near whom."""
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeClassifier
-from sklearn.neighbors import KNeighborsClassifier
-from threadpoolctl import threadpool_limits
 
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 FUSED = "fused"
 _SUFFIX = "_vector"
-NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
@@ -41,35 +36,20 @@ class FeatureSpace:
         """Whether no vector holds an infinity or NaN."""
         return all(bool(np.isfinite(rows).all()) for rows in self.vectors.values())
 
-    def complete(self) -> list[int]:
-        """The items that have all modalities, in order."""
-        return np.flatnonzero(np.logical_and.reduce(list(self.present.values()))).tolist()
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many of the test items that have a modality get their right label by its vectors, as shares.
-
-    `neighbours`: by vote of the `NEIGHBOURS` nearest train items (cosine). `linear`: by a linear classifier (ridge
-    regression on ±1), the usual probe of frozen features.
-    """
-
-    tested: int
-    neighbours: float
-    linear: float
-
-
-@dataclass(frozen=True)
-class Look:
-    """Scores by column, and the share that always guessing the most frequent train label would get."""
-
-    scores: dict[str, Score]
-    majority: float
-
     @property
-    def fused(self) -> Score:
-        """The score of the fused vectors."""
-        return self.scores[FUSED]
+    def majority(self) -> float:
+        """The share of the test items that has the most frequent label of the training items."""
+        names, counts = np.unique(self.labels[self.splits == "train"], return_counts=True)
+        return float((self.labels[self.splits == "test"] == names[counts.argmax()]).mean())
+
+    def examples(self, count: int, split: str | None = None) -> list[int]:
+        """The first item with all modalities of each label, in order, `count` at most: nobody picked them."""
+        complete = np.logical_and.reduce(list(self.present.values()))
+        wanted = complete if split is None else complete & (self.splits == split)
+        first: dict[str, int] = {}
+        for item in np.flatnonzero(wanted).tolist():
+            first.setdefault(str(self.labels[item]), item)
+        return list(first.values())[:count]
 
 
 def read_features(path: Path) -> FeatureSpace:
@@ -102,25 +82,3 @@ def neighbours(space: FeatureSpace, column: str, item: int, count: int) -> list[
     similarities[item] = -np.inf
     nearest = np.argsort(-similarities, kind="stable")[:count]
     return [(int(index), float(similarities[index])) for index in nearest]
-
-
-def look_at(space: FeatureSpace) -> Look:
-    """How well the labels of the test items can be told from the vectors of the train items."""
-    [(majority, _)] = Counter(space.labels[space.splits == "train"].tolist()).most_common(1)
-    share = float((space.labels[space.splits == "test"] == majority).mean())
-    return Look({column: _score(space, column) for column in space.vectors}, share)
-
-
-def _score(space: FeatureSpace, column: str) -> Score:
-    train = (space.splits == "train") & space.present[column]
-    test = (space.splits == "test") & space.present[column]
-    rows, labels = space.vectors[column], space.labels
-    # One thread: on so few items, more only wait for each other.
-    with threadpool_limits(1):
-        nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance").fit(rows[train], labels[train])
-        linear = RidgeClassifier(alpha=1.0).fit(rows[train], labels[train])
-        return Score(
-            tested=int(test.sum()),
-            neighbours=float(nearest.score(rows[test], labels[test])),
-            linear=float(linear.score(rows[test], labels[test])),
-        )

@@ -1,17 +1,23 @@
-"""The tables of the demo: what came out, who is near whom, and how well labels can be told."""
-
-from collections.abc import Mapping
+"""The tables of the demo: what came out, who is near whom, and what the model says."""
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from services.client.demo.explore import FUSED, NEIGHBOURS, FeatureSpace, Look, neighbours
+from services.client import model_tables
+from services.client.demo.explore import FUSED, FeatureSpace, neighbours
+from services.client.demo.learn import Learned
 from services.client.rendering import elapsed, rate
 from shared.queues import Modality, Stage
 from shared.schemas import Job
 
-_SHOWN_ITEMS, _SHOWN_NEIGHBOURS = 5, 3
+_SHOWN_ITEMS, _SHOWN_NEIGHBOURS, _SHOWN_PREDICTIONS = 4, 3, 4
+
+#: What has to be known to read the predictions.
+PREDICTIONS_NOTE = (
+    "[dim]The first complete test item of each of four groups. Sure: how probable the model finds what it says; then "
+    "how much each modality moved that (Shapley values).[/]\n"
+)
 
 
 def features_table(job: Job, space: FeatureSpace) -> Table:
@@ -39,7 +45,7 @@ def neighbours_table(space: FeatureSpace) -> Table:
     table.add_column("by", width=6)
     for place in range(_SHOWN_NEIGHBOURS):
         table.add_column(f"{place + 1}", ratio=1, no_wrap=True, overflow="ellipsis")
-    for item in _first_of_labels(space):
+    for item in space.examples(_SHOWN_ITEMS):
         table.add_row("", Text(_name(space, item), "bold"), Text(str(space.labels[item]), "dim"))
         for column in (FUSED, *(m.value for m in Modality)):
             nearest = neighbours(space, column, item, _SHOWN_NEIGHBOURS)
@@ -48,29 +54,21 @@ def neighbours_table(space: FeatureSpace) -> Table:
     return table
 
 
-def scores_table(look: Look) -> Table:
-    """How often the label of a test item is told right, by each column of vectors."""
-    table = _table("Labels told from vectors", "vectors", "test items", f"{NEIGHBOURS} nearest", "linear")
-    for column, score in look.scores.items():
-        style = "bold" if column == FUSED else ""
-        row = (column, f"{score.tested:,}", f"{score.neighbours:.1%}", f"{score.linear:.1%}")
-        table.add_row(*row, style=style)
-    table.add_row("(guessing)", "", f"{look.majority:.1%}", f"{look.majority:.1%}", style="dim")
+def scores_table(learned: Learned) -> Table:
+    """How well each modality alone and the fusion do on the test items."""
+    return _titled(model_tables.scores_table(learned.model), "Each modality alone, and fused, on test items")
+
+
+def predictions_table(space: FeatureSpace, learned: Learned) -> Table:
+    """What the model says of the first complete test item of each of a few labels."""
+    modalities = [m.value for m in Modality]
+    table = _table("What the model says of test items", "item", "is", "says", "sure", *modalities)
+    for item in space.examples(_SHOWN_PREDICTIONS, split="test"):
+        said, label = learned.predictions[space.ids[item]], str(space.labels[item])
+        style = "green" if said.label == label else "red"
+        moved = (f"{said.contributions[modality]:+.2f}" for modality in modalities)
+        table.add_row(_name(space, item), label, Text(said.label, style), f"{said.probability:.0%}", *moved)
     return table
-
-
-def scores_note(weights: Mapping[Modality, float]) -> str:
-    """What has to be known to read the scores."""
-    given = ", ".join(f"{modality.value} {weight:g}" for modality, weight in weights.items())
-    return f"[dim]Each modality on the test items that have it, fused on all. Weights in the fusion: {given}.[/]\n"
-
-
-def _first_of_labels(space: FeatureSpace) -> list[int]:
-    """The first complete item of each label, in order, until there are enough: nobody picked them."""
-    first: dict[str, int] = {}
-    for item in space.complete():
-        first.setdefault(str(space.labels[item]), item)
-    return list(first.values())[:_SHOWN_ITEMS]
 
 
 def _neighbour(space: FeatureSpace, item: int, other: int, cosine: float) -> Text:
@@ -86,8 +84,13 @@ def _name(space: FeatureSpace, item: int) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table = _titled(Table(box=box.SIMPLE_HEAD), title)
     for place, column in enumerate(columns):
-        numeric = place > 0 and column != "made by"
+        numeric = place > 0 and column not in {"made by", "is", "says"}
         table.add_column(column, justify="right" if numeric else "left")
+    return table
+
+
+def _titled(table: Table, title: str) -> Table:
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
     return table

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,19 @@ from rich.console import Console
 import deploy
 from deploy.local.stack import Stack
 from services.client.client import Client
+from services.client.demo.jobs import succeeded
 from services.client.errors import ClientError
 from services.client.rendering import elapsed, rate
-from services.client.watching import summary, watch
 from shared.queues import Modality, Stage
-from shared.schemas import Job, JobStatus
+from shared.schemas import Job
 
 if TYPE_CHECKING:
-    from services.client.demo.explore import FeatureSpace, Look
+    from services.client.demo.explore import FeatureSpace
+    from services.client.demo.learn import Learned
 
 SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
-#: The picture says most about an emoji's group and the voice least; set by hand, not tuned.
-WEIGHTS = {Modality.TEXT: 1.0, Modality.IMAGE: 2.0, Modality.AUDIO: 0.5}
+#: Every modality counts the same in the fused vectors, which need no labels; how much each says is learned later.
+FUSION = {"method": "weighted"}
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,18 @@ def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bo
     threading.Thread(target=import_module, args=("services.client.demo.picture",), daemon=True).start()
     sample = Sample.read()
     with _data_folder(data_dir) as folder:
-        with _running_stack(folder, console, times) as url:
-            job, features = _run_job(url, sample, output_dir, console, times)
-            space, look = _look(job, features, console, times)
+        with _running_stack(folder, console, times) as url, Client(url) as client:
+            job, features = _make_features(client, sample, output_dir, console, times)
+            space = _look(job, features, console, times)
+            learned = _learn(client, job, space, output_dir, console, times)
             _draw(space, sample, output_dir / "feature-space.png", console, times)
             if keep:
                 _wait(url, console)
-        problems = find_problems(job, sample, space, look)
+        problems = find_problems(job, sample, space, learned)
         steps = " · ".join(f"{step} {seconds:.1f} s" for step, seconds in times.steps.items())
         console.print(f"Stopped. {steps} · [bold]all together {times.total:.1f} s[/]")
         if as_json:
-            print(json.dumps(_figures(job, look, times, problems)))
+            print(json.dumps(_figures(job, learned, times, problems)))
         if problems:
             raise ClientError(f"{'; '.join(problems)}. Data and logs are in {folder}.", code="demo_failed")
 
@@ -121,7 +123,7 @@ def _data_folder(given: Path | None) -> Iterator[Path]:
 @contextmanager
 def _running_stack(folder: Path, console: Console, times: Times) -> Iterator[str]:
     """The URL of a platform that runs in `folder` as long as the context lasts."""
-    console.print("Starting Postgres, Redis, S3, gateway, dispatcher and a worker for each of four pools …")
+    console.print("Starting Postgres, Redis, S3, gateway, dispatcher and a worker for each of five pools …")
     stack = Stack(folder)
     with times.of("start"):
         stack.start()
@@ -135,33 +137,45 @@ def _running_stack(folder: Path, console: Console, times: Times) -> Iterator[str
             stack.stop()
 
 
-def _run_job(url: str, sample: Sample, output_dir: Path, console: Console, times: Times) -> tuple[Job, Path]:
+def _make_features(
+    client: Client, sample: Sample, output_dir: Path, console: Console, times: Times
+) -> tuple[Job, Path]:
     """Submits the sample, waits for the job, and downloads what it made."""
     console.print(f"Submitting {SAMPLE.name}: {len(sample.items):,} emoji as picture, words and speech.\n")
-    fusion = {"method": "weighted", "weights": {m.value: weight for m, weight in WEIGHTS.items()}}
-    with Client(url) as client:
-        with times.of("job"):
-            job = watch(client, client.features(SAMPLE, fusion=fusion).id, console)
-        summary(job, console)
-        if job.status is not JobStatus.SUCCEEDED:
-            raise ClientError(f"The job {job.id} is {job.status.value}; see the logs.", code="demo_failed")
-        with times.of("download"):
-            return job, client.jobs.results(job.id, output_dir / "features.parquet")
+    with times.of("features"):
+        job = succeeded(client, client.features(SAMPLE, fusion=FUSION), console)
+    with times.of("download"):
+        return job, client.jobs.results(job.id, output_dir / "features.parquet")
 
 
-def _look(job: Job, features: Path, console: Console, times: Times) -> tuple["FeatureSpace", "Look"]:
-    """Reads the features and prints what they are and how good."""
+def _look(job: Job, features: Path, console: Console, times: Times) -> "FeatureSpace":
+    """Reads the features and prints what they are, and who is near whom."""
     with times.of("look"):
         from services.client.demo import report
-        from services.client.demo.explore import look_at, read_features
+        from services.client.demo.explore import read_features
 
         space = read_features(features)
-        look = look_at(space)
         console.print(report.features_table(job, space))
         console.print(report.neighbours_table(space))
-        console.print(report.scores_table(look), report.scores_note(WEIGHTS), sep="")
-        console.print(f"The features: [bold]{features}[/]")
-    return space, look
+        console.print(f"The features: [bold]{features}[/]\n")
+    return space
+
+
+def _learn(
+    client: Client, features: Job, space: "FeatureSpace", output_dir: Path, console: Console, times: Times
+) -> "Learned":
+    """Trains a model on the features, and prints how good it is and what it says."""
+    console.print("Training a classifier of the emoji's groups; test items take no part in it.\n")
+    with times.of("learn"):
+        from services.client.demo import report
+        from services.client.demo.learn import learn
+
+        learned = learn(client, features, output_dir, console)
+        console.print(report.scores_table(learned))
+        console.print(*learned.card, sep="\n", end="\n\n", markup=False)
+        console.print(report.predictions_table(space, learned), report.PREDICTIONS_NOTE, sep="")
+        console.print(f"The model: [bold]{learned.folder}[/]\nIts predictions: [bold]{learned.written}[/]")
+    return learned
 
 
 def _draw(space: "FeatureSpace", sample: Sample, path: Path, console: Console, times: Times) -> None:
@@ -181,7 +195,7 @@ def _wait(url: str, console: Console) -> None:
         console.print()
 
 
-def find_problems(job: Job, sample: Sample, space: "FeatureSpace", look: "Look") -> list[str]:
+def find_problems(job: Job, sample: Sample, space: "FeatureSpace", learned: "Learned") -> list[str]:
     """Everything that is not as it must be, in words; empty when all is well."""
     expected = {item["id"] for item in sample.items}
     problems = []
@@ -195,13 +209,15 @@ def find_problems(job: Job, sample: Sample, space: "FeatureSpace", look: "Look")
             problems.append(f"{wanted} items have {modality.value}, but {found} have its vector")
     if not space.is_finite:
         problems.append("some vectors are not finite")
-    if look.fused.linear <= look.majority:
-        problems.append("the fused vectors tell labels no better than guessing")
+    if learned.predictions.keys() != expected:
+        problems.append(f"there are predictions of {len(learned.predictions)} items, not of the {len(expected)}")
+    if learned.scores["fused"]["low"] <= space.majority:
+        problems.append("the model tells labels no better than guessing")
     return problems
 
 
-def _figures(job: Job, look: "Look", times: Times, problems: list[str]) -> dict[str, Any]:
-    """What `--json` prints: times in seconds, items per second, shares of right labels."""
+def _figures(job: Job, learned: "Learned", times: Times, problems: list[str]) -> dict[str, Any]:
+    """What `--json` prints: times in seconds, items per second, scores of the model on test items."""
     return {
         "ok": not problems,
         "problems": problems,
@@ -216,6 +232,5 @@ def _figures(job: Job, look: "Look", times: Times, problems: list[str]) -> dict[
             for stage, progress in job.stages.items()
             if stage is not Stage.PLAN
         },
-        "scores": {name: asdict(score) for name, score in look.scores.items()},
-        "majority": look.majority,
+        "scores": learned.scores,
     }

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 
 from services.dispatcher.manifests.compressed import unpack_gzip
 from services.dispatcher.manifests.grouping import read_groups
@@ -60,7 +61,7 @@ def open_prefix(reading: Reading, bucket: str, folder: str) -> Source:
     index = index_prefix(reading, bucket, folder)
     if index.manifest() is None:
         read_texts(reading, index, bucket)
-    return _archive(reading, index)
+    return replace(_archive(reading, index), bytes=index.bytes())
 
 
 def _archive(reading: Reading, index: MemberIndex) -> Source:

@@ -1,5 +1,6 @@
 """The members of an archive or prefix: where each is, and which belong to one item."""
 
+import re
 import sqlite3
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -38,11 +39,16 @@ class Member:
     content: bytes | None = None
 
 
-def member_name(name: str) -> str:
-    """The name by which a member is found: relative, without `.` parts, in Unicode's composed form (NFC).
+_CONTROL = re.compile(r"[\x01-\x1f\x7f-\x9f\u2028\u2029]")
 
-    Raises JobError (`unsafe_archive`) for absolute names and those that lead out of the archive.
+
+def member_name(name: str) -> str:
+    """The name by which a member is found: relative, without `.` parts and control characters (macOS has `Icon\\r`), in
+    Unicode's composed form (NFC).
+
+    Raises JobError (`unsafe_archive`) for absolute names, those that lead out of the archive, and NUL.
     """
+    name = _CONTROL.sub("", name)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\x00" in name or name[1:3] == ":/":
         raise JobError(f"The archive has a member that leads out of it: {name[:200]!r}.", code="unsafe_archive")
@@ -103,6 +109,10 @@ class MemberIndex:
             raise JobError(f"There is more than one manifest: {', '.join(nearest)}.", code="unsupported_manifest")
         self._folder = nearest[0].removesuffix(MANIFEST)
         return self._find(self._folder, [MANIFEST])[MANIFEST]
+
+    def bytes(self) -> int:
+        """The size of all members together."""
+        return int(self._db.execute("SELECT coalesce(sum(size), 0) FROM members").fetchone()[0])
 
     def find(self, names: Collection[str]) -> dict[str, MediaLocation]:
         """Where the members are that a manifest calls so; those that do not exist are left out."""

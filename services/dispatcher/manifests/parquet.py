@@ -16,9 +16,9 @@ from shared.planning import Problem, Row
 from shared.queues import Modality
 from shared.schemas import Item, MediaLocation
 
-#: Rows decoded together: few where they hold pictures or sounds.
+#: Rows decoded together, fewer where they might unpack to more bytes than this.
 BATCH_ROWS = 1024
-MEDIA_BATCH_ROWS = 4
+BATCH_BYTES = 64 * 1024**2
 
 #: Column chunks are read through a window of this size, never whole.
 WINDOW_BYTES = 4 * 1024**2
@@ -37,14 +37,16 @@ def read_parquet(reading: Reading, key: str) -> Iterator[Row]:
             schema, columns = table.schema_arrow, _columns(table.schema_arrow)
             groups = range(table.metadata.num_row_groups)
             reading.check_unpacked(sum(table.metadata.row_group(i).total_byte_size for i in groups), raw.size)
-            enclosed = any(_holds_bytes(schema.field(column).type) for column in columns if column in _MEDIA)
-            classes, line = _class_names(schema), 0
-            size = MEDIA_BATCH_ROWS if enclosed else BATCH_ROWS
+            classes, line, unpacked = _class_names(schema), 0, 0
+            size = _batch_rows(table.metadata, columns)
             for batch in table.iter_batches(batch_size=size, columns=columns, use_threads=False):
+                unpacked += batch.nbytes
+                reading.check_unpacked(unpacked, raw.size)
                 for values in batch.to_pylist(maps_as_pydicts="lossy"):
                     line += 1
                     yield _row(line, values, classes)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
+        # The last two: strings that are not UTF-8, dates that Python has not.
         raise corrupt(error) from error
 
 
@@ -56,8 +58,12 @@ def _columns(schema: pa.Schema) -> list[str]:
     return columns
 
 
-def _holds_bytes(type: pa.DataType) -> bool:
-    return bool(pa.types.is_struct(type) or pa.types.is_binary(type) or pa.types.is_large_binary(type))
+def _batch_rows(metadata: pq.FileMetaData, columns: list[str]) -> int:
+    """How many rows to decode together: what a column chunk holds once, in a dictionary, may stand in each of them."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+    sizes = (chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, max(sizes, default=1))))
 
 
 def _class_names(schema: pa.Schema) -> list[str] | None:

@@ -9,6 +9,7 @@ from services.dispatcher.steps.context import SweepContext
 from shared.errors import ConflictError, NotFoundError
 from shared.jobs.files import delete_file
 from shared.jobs.models import Event, File, ItemError, Job, JobFile, Model, Shard, Worker
+from shared.jobs.registry import is_needed
 from shared.jobs.states import ENDED_JOBS
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
@@ -41,7 +42,7 @@ def retain_jobs(context: SweepContext, now: datetime) -> int:
     old = Job.finished_at < now - timedelta(days=context.settings.engine.retention_days)
     chosen = (
         select(Job.id)
-        .where(old, Job.status.in_(ENDED_JOBS), Job.deleted_at.is_(None))
+        .where(old, Job.status.in_(ENDED_JOBS), Job.deleted_at.is_(None), ~is_needed(Job.id))
         .order_by(Job.finished_at)
         .limit(MOST)
         .with_for_update(skip_locked=True)

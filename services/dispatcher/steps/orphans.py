@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from services.dispatcher.steps.context import SweepContext
 from shared.jobs.models import Blob, CacheSegment, Job, Model, Shard
 from shared.jobs.states import ShardState
+from shared.queues import Stage
 from shared.storage import keys
 from shared.storage.objects import ListedObject
 
@@ -87,14 +88,21 @@ def _named_by_jobs(session: Session, found: Collection[str]) -> set[str]:
     jobs = session.execute(select(Job.id, Job.schema["plan"].as_string()).where(Job.id.in_(job_of.values())))
     plans = {id: {plan} if plan else set() for id, plan in jobs}
     results = set(session.scalars(select(Shard.result_key).where(Shard.job_id.in_(plans), Shard.result_key.in_(found))))
+    training = select(Shard.checkpoints).where(Shard.job_id.in_(plans), Shard.stage.in_([Stage.FIT, Stage.FINE_TUNE]))
+    results |= {saved["key"] for checkpoints in session.scalars(training) for saved in checkpoints.values()}
     return {key for key, id in job_of.items() if id in plans and (key in results or _tokens(key) <= plans[id])}
 
 
 def _named_by_models(session: Session, found: Collection[str]) -> set[str]:
-    """A model is several files in one folder; its row names one of them."""
+    """A model is a folder of files, some in folders of their own; its row names one of them."""
     ids = {key.split("/")[1] for key in found}
-    folders = {key.rpartition("/")[0] for key in session.scalars(select(Model.key).where(Model.id.in_(ids)))}
-    return {key for key in found if key.rpartition("/")[0] in folders}
+    folders = {_folder(key) for key in session.scalars(select(Model.key).where(Model.id.in_(ids)))}
+    return {key for key in found if _folder(key) in folders}
+
+
+def _folder(key: str) -> tuple[str, ...]:
+    """Which attempt at which model wrote it."""
+    return tuple(key.split("/")[1:3])
 
 
 def _named_by_files(session: Session, found: Collection[str]) -> set[str]:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from services.dispatcher.steps.context import SweepContext
 from shared.jobs import outputs
 from shared.jobs.models import Job
-from shared.schemas import JobStatus
+from shared.schemas import JobStatus, JobType
 from shared.storage import keys
 
 #: Jobs published in one sweep.
@@ -33,15 +33,17 @@ def publish(context: SweepContext, now: datetime) -> int:
             )
             if job is None:
                 return published
-            context.store.put(keys.feature_manifest(job.id), _manifest(session, job), "application/json")
+            key = keys.prediction_manifest(job.id) if job.type == JobType.PREDICT else keys.feature_manifest(job.id)
+            context.store.put(key, _manifest(session, job), "application/json")
             job.published_at = now
     return MOST
 
 
 def _manifest(session: Session, job: Job) -> bytes:
-    parts = outputs.parts(session, job.id)
+    type = JobType(job.type)
+    parts = outputs.parts(session, job.id, stage=outputs.result_stage(type))
     content = {
-        "object": "feature_set",
+        "object": "predictions" if type is JobType.PREDICT else "feature_set",
         "job_id": job.id,
         "created_at": int(job.created_at.timestamp()),
         "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,

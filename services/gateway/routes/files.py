@@ -16,7 +16,7 @@ from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.openapi import COMMON_ERRORS, answers, errors
 from services.gateway.paging import page
 from services.gateway.streaming import begun
-from services.gateway.uploads import discard, store_upload
+from services.gateway.uploads import PURPOSE, discard, store_upload
 from shared.errors import TooLargeError
 from shared.jobs import files
 from shared.schemas import Deleted, File, Page
@@ -38,8 +38,13 @@ _UPLOAD_FORM = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "default": "user_data", "description": "a word to filter by"},
+                        "file": {"type": "string", "format": "binary", "minLength": 1},
+                        "purpose": {
+                            "type": "string",
+                            "pattern": f"^{PURPOSE}$",
+                            "default": "user_data",
+                            "description": "a word to filter by",
+                        },
                     },
                 },
                 "example": {"file": "(the bytes of emoji.tar)", "purpose": "user_data"},
@@ -105,7 +110,7 @@ def get_file(id: str, services: ServicesDep, caller: CallerDep) -> File:
     responses={
         200: {
             "description": "The bytes",
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
         },
         **errors(404),
     },

@@ -47,7 +47,7 @@ async def healthz() -> dict[str, str]:
     },
 )
 async def readyz(services: ServicesDep) -> Response:
-    """Ready when Postgres and S3 answer within two seconds. Redis is reported, and not required: it only hints."""
+    """Ready when Postgres and S3 answer within two seconds. Redis is reported, and not required: jobs do without."""
     found = {"postgres": False, "s3": False, "redis": False}
 
     async def ask(name: str, question: Callable[[Services], None]) -> None:

@@ -6,15 +6,17 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from services.gateway import examples
+from services.gateway.admission import timeout_of
 from services.gateway.auth import CallerDep
 from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page
 from services.gateway.submission import submit
+from shared.fine_tuning import JobRequest
 from shared.jobs import repository
 from shared.jobs.repository import JobFilter
 from shared.jobs.retry import retry
-from shared.schemas import Deleted, FeaturesRequest, Job, JobStatus, JobType, Page
+from shared.schemas import Deleted, Job, JobStatus, JobType, Page
 
 router = APIRouter(tags=["jobs"], responses=COMMON_ERRORS)
 
@@ -40,21 +42,22 @@ _METADATA_FILTER = {
     summary="Create a job",
     status_code=202,
     responses={
-        **answers(examples.JOB, 400, 404, 413, 429, status=202, words="Accepted; it cannot be lost any more"),
+        **answers(examples.JOB, 400, 404, 413, 507, status=202, words="Accepted; it cannot be lost any more"),
         **answers(examples.JOB, words="The job that an earlier request with this Idempotency-Key created"),
     },
 )
 def create_job(
     services: ServicesDep,
     caller: CallerDep,
-    request: Annotated[FeaturesRequest, Body(openapi_examples=examples.FEATURES_REQUESTS)],
+    request: Annotated[JobRequest, Body(openapi_examples=examples.JOB_REQUESTS)],
     response: Response,
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=255, description="repeating a request with it creates no second job"),
     ] = None,
 ) -> Job:
-    """Accepts items, or a manifest of them, to be turned into features."""
+    """Accepts items, a manifest of them, or the feature set of an earlier job: to be turned into features
+    (`features`), to train a model on (`fine_tune`), or to apply a model to (`predict`)."""
     job, created = submit(services, caller.tenant, request, idempotency_key)
     if not created:
         response.status_code = 200
@@ -105,10 +108,10 @@ def cancel_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
 
 @router.post("/v1/jobs/{id}/retry", summary="Retry failed items", responses=answers(examples.JOB, 404, 409))
 def retry_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
-    """Tries again, in place, what failed of an ended job; what succeeded stays."""
+    """Tries again, in place, what failed of an ended job; what succeeded stays. Its time begins anew."""
     with services.sessions.begin() as session:
         job = repository.find(session, caller.tenant, id, lock=True)
-        retry(session, job)
+        retry(session, job, timeout_of(job.request.get("timeout_seconds"), services.settings.limits))
         shown, queues = repository.snapshot(session, job), repository.ready_queues(session, id)
     services.hint(queues)
     return shown

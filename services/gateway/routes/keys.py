@@ -20,7 +20,7 @@ router = APIRouter(tags=["keys"], responses=COMMON_ERRORS)
     "/v1/keys",
     summary="Create a key",
     status_code=201,
-    responses=answers(examples.NEW_KEY, 400, 403, status=201, words="The key itself: it is shown only here"),
+    responses=answers(examples.NEW_KEY, 400, 403, 413, status=201, words="The key itself: it is shown only here"),
 )
 def create_key(
     services: ServicesDep,

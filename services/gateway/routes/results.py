@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -16,13 +17,11 @@ from services.gateway.openapi import COMMON_ERRORS, answers, errors
 from services.gateway.paging import page
 from services.gateway.results import FeatureSet, as_jsonl, as_npz, as_parquet
 from services.gateway.streaming import begun
-from shared.errors import ConflictError, InvalidRequestError
+from shared.errors import ConflictError, NotFoundError
 from shared.jobs import outputs, repository
-from shared.schemas import ItemErrorEntry, JobEvent, JobStatus, Page, Part
+from shared.schemas import ItemErrorEntry, JobEvent, JobStatus, JobType, Page, Part
 
 router = APIRouter(tags=["results"], responses=COMMON_ERRORS)
-
-_LARGEST_ID = 2**63 - 1
 
 
 class ResultFormat(StrEnum):
@@ -40,6 +39,21 @@ _MEDIA_TYPES = {
 }
 
 
+#: As far as Postgres counts.
+_LARGEST_ID = 2**63 - 1
+
+#: One server-sent event; there is no media type in OpenAPI for a stream of them.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+
+
 @router.get(
     "/v1/jobs/{id}/events",
     summary="Follow a job",
@@ -48,7 +62,7 @@ _MEDIA_TYPES = {
         200: {
             "description": "Server-sent events; a list of those so far if JSON is asked for",
             "content": {
-                "text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENT_STREAM},
+                "text/event-stream": {"schema": _EVENT, "example": examples.EVENT_STREAM},
                 "application/json": {"example": examples.page_of(examples.EVENT)},
             },
         },
@@ -63,19 +77,21 @@ async def follow_job(
     caller: CallerDep,
     stream: Annotated[bool | None, Query(description="false: a JSON list of the events so far")] = None,
     limit: Limit = 1000,
-    after: After = None,
-    last_event_id: Annotated[str | None, Header(description="resumes a stream behind this event")] = None,
+    after: Annotated[int, Query(ge=0, le=_LARGEST_ID, description="the `last_id` of the part before")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=_LARGEST_ID, description="resumes a stream behind this event")] = 0,
 ) -> Response | Page[JobEvent]:
     """The job's events as they happen, each as a JobEvent, until it has ended. In between, about each second, an event
     `progress` with `status`, `items` and `stages`, which has no id on the wire, since nothing resumes from it."""
-    begin = _event_id(last_event_id, "Last-Event-ID") or _event_id(after, "after") or 0
+    begin = last_event_id or after
     accepted = request.headers.get("accept", "")
     if stream is False or (stream is None and "application/json" in accepted and "event-stream" not in accepted):
         return await run_in_threadpool(_list_events, services, caller.tenant, id, begin, limit)
     first = await run_in_threadpool(events.look, services, caller.tenant, id, begin)
     if first.over and not first.events:
         return Response(status_code=204)
-    return EventSourceResponse(events.stream(services, caller.tenant, id, begin, first), sep="\n")
+    leaving = anyio.Event()
+    content = events.stream(services, caller.tenant, id, begin, first, leaving)
+    return EventSourceResponse(content, sep="\n", shutdown_event=leaving, shutdown_grace_period=events.LEAVE_SECONDS)
 
 
 @router.get(
@@ -84,7 +100,7 @@ async def follow_job(
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "The feature set as one file, in the order of the items",
+            "description": "The feature set, or the predictions, as one file in the order of the items",
             "content": {
                 "application/x-ndjson": {"schema": {"type": "string"}, "example": examples.RESULT_LINE},
                 "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
@@ -97,7 +113,7 @@ async def follow_job(
 def read_results(
     id: str, services: ServicesDep, caller: CallerDep, format: ResultFormat = ResultFormat.JSONL
 ) -> StreamingResponse:
-    """The features of a job that succeeded."""
+    """The features of a job that succeeded, or its predictions."""
     features = FeatureSet(services.store, _parts(services, caller.tenant, id))
     writers: dict[ResultFormat, Callable[[], Iterator[bytes]]] = {
         ResultFormat.JSONL: lambda: as_jsonl(features),
@@ -114,10 +130,14 @@ def read_results(
     responses=answers(examples.page_of(examples.PART), 404, 409),
 )
 def list_parts(
-    id: str, services: ServicesDep, caller: CallerDep, limit: Limit = 1000, after: After = None
+    id: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: Limit = 1000,
+    after: Annotated[int, Query(ge=-1, le=_LARGEST_ID, description="the `last_id` of the part before")] = -1,
 ) -> Page[Part]:
     """The Parquet parts in the order of the items, each with its sha256 and a link that is good for an hour."""
-    found = _parts(services, caller.tenant, id, limit=limit + 1, after=_event_id(after, "after"))
+    found = _parts(services, caller.tenant, id, limit=limit + 1, after=after)
     linked = [part.model_copy(update={"url": services.store.presign(part.key)}) for part in found]
     return page(linked, limit, lambda part: part.index)
 
@@ -144,20 +164,14 @@ def _list_events(services: Services, tenant: str, id: str, after: int, limit: in
     return page(found, limit, lambda event: event.id)
 
 
-def _parts(
-    services: Services, tenant: str, id: str, *, limit: int | None = None, after: int | None = None
-) -> list[Part]:
+def _parts(services: Services, tenant: str, id: str, *, limit: int | None = None, after: int = -1) -> list[Part]:
     with services.sessions() as session:
         job = repository.find(session, tenant, id)
         if job.status != JobStatus.SUCCEEDED:
             message = f"The job {id!r} is {job.status}; only a job that succeeded has results."
             raise ConflictError(message, code="job_not_finished")
-        return outputs.parts(session, id, limit=limit, after=-1 if after is None else after)
-
-
-def _event_id(value: str | None, param: str) -> int | None:
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdecimal() and int(value) <= _LARGEST_ID):
-        raise InvalidRequestError(f"{value!r} is not the id of an entry of this list.", param=param)
-    return int(value)
+        if job.type == JobType.FINE_TUNE and job.request["features"] is not None:
+            message = f"The job {id!r} made a model, and no features of its own: see `models` of the job."
+            raise NotFoundError(message, code="no_results")
+        stage = outputs.result_stage(JobType(job.type))
+        return outputs.parts(session, id, stage=stage, limit=limit, after=after)

@@ -1,12 +1,16 @@
 """What an encoder is. One class per loader implements it; `shared.ml.encoders.loading.load_encoder` picks the class."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.catalog import EncoderSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: One item of a modality after decoding: a string; an RGB image, uint8 [height, width, 3]; or mono PCM in [-1, 1],
 #: float32 [samples], at the sample rate asked for in `decode_options`.
@@ -43,3 +47,26 @@ class Encoder(Protocol):
 
         Raises MemoryError or torch's OutOfMemoryError."""
         ...
+
+
+class TrainableEncoder(Encoder, Protocol):
+    """An encoder with weights in fp32 that can be changed: what `load_trainable` builds.
+
+    `module` holds the weights, in evaluation mode. Items that cost `at_once` together take about a gigabyte of memory
+    while they are trained on.
+    """
+
+    module: "nn.Module"
+    at_once: int
+
+    def vectors(self, batch: Sequence[Any]) -> "Tensor":
+        """As `encode`, but float32 [len(batch), dimension] on the encoder's device, with gradients."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the files from which `load_encoder` builds this encoder, the weights in `WEIGHTS`."""
+        ...
+
+
+#: The file in which a trained encoder's weights are.
+WEIGHTS = "model.safetensors"

@@ -8,15 +8,17 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
-from shared.ml.encoders.base import Encoder
+from shared.ml.encoders.base import Encoder, TrainableEncoder
 from shared.queues import Modality
 
 if TYPE_CHECKING:
     from shared.ml.device import Precision
+
+AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
 
 #: Loader (and modality, where one loader has a class for each) to "module:class". Every class is built as
 #: `Class(spec, source, device, precision)`; the source is a file or folder, or None if the spec names neither.
@@ -27,6 +29,7 @@ _CLASSES: dict[tuple[str, Modality], str] = {
     ("torchvision", Modality.IMAGE): "shared.ml.encoders.torchvision:TorchvisionEncoder",
     ("mfcc_stats", Modality.AUDIO): "shared.ml.encoders.mfcc_stats:MfccStatsEncoder",
     ("speaker", Modality.AUDIO): "shared.ml.encoders.speaker:SpeakerEncoder",
+    ("log_mel_cnn", Modality.AUDIO): "shared.ml.encoders.log_mel_cnn:LogMelCnnEncoder",
     ("word2vec", Modality.TEXT): "shared.ml.encoders.word2vec:Word2VecEncoder",
     **{("hashing", modality): "shared.ml.encoders.hashing:HashingEncoder" for modality in Modality},
 }
@@ -48,12 +51,31 @@ def load_encoder(
 
     Raises JobError: `encoder_unavailable` if the weights cannot be had, `encoder_invalid` if they do not fit the entry.
     """
+    encoder: Encoder = _class_of(spec)(spec, model_path or resolve_source(spec), device, precision)
+    return _checked(encoder)
+
+
+def load_trainable(spec: EncoderSpec, *, device: str = "auto", model_path: Path | None = None) -> TrainableEncoder:
+    """As `load_encoder`, but in fp32 and with gradients, for encoders whose loader is in `catalog.TRAINING`.
+
+    What its files lack is drawn by torch's global generator: call `torch.manual_seed` before. A registry model's
+    folder must stay until the encoder is saved.
+    """
+    source = model_path or resolve_source(spec)
+    encoder: TrainableEncoder = _class_of(spec)(spec, source, device, "fp32", trainable=True)
+    return _checked(encoder)
+
+
+def _class_of(spec: EncoderSpec) -> Any:
     name = _CLASSES.get((spec.loader, spec.modality))
     if name is None:
         raise JobError(f"{spec.id}: the loader {spec.loader} has no {spec.modality} encoder.", code="encoder_invalid")
-    source = model_path or resolve_source(spec)
     module, _, attribute = name.partition(":")
-    encoder: Encoder = getattr(importlib.import_module(module), attribute)(spec, source, device, precision)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _checked(encoder: AnyEncoder) -> AnyEncoder:
+    spec = encoder.spec
     if encoder.dimension != spec.dimension:
         raise JobError(
             f"{spec.id}: the model's vectors have {encoder.dimension} numbers, the catalogue says {spec.dimension}.",

@@ -1,12 +1,15 @@
 """Reads Hugging Face models as every encoder needs them: safetensors only, no code from the model, ready to infer."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
+from shared.ml.encoders.base import WEIGHTS
 from shared.ml.onednn import use_onednn
 from shared.ml.torchvision_shim import make_torchvision_importable
 
@@ -25,9 +28,15 @@ def model_folder(spec: EncoderSpec, source: Path | None) -> Path:
 
 
 def load_model(
-    spec: EncoderSpec, folder: Path, device: torch.device, dtype: torch.dtype, *, unused: tuple[str, ...] = ()
+    spec: EncoderSpec,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    unused: tuple[str, ...] = (),
+    trainable: bool = False,
 ) -> Any:
-    """transformers' AutoModel from `folder`, in evaluation mode, on `device` in `dtype`.
+    """transformers' AutoModel from `folder`, in evaluation mode, on `device` in `dtype`; ready to infer, or to train.
 
     Weights that the checkpoint lacks would be random, so they are an error unless their name starts with one of
     `unused`. Raises JobError (`encoder_invalid`).
@@ -54,9 +63,23 @@ def load_model(
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
     if missing:
         raise invalid(spec, f"the checkpoint lacks weights of its own architecture, {missing[0]} for one")
-    model.eval().requires_grad_(False).to(device)
-    use_onednn(model)
+    model.eval().requires_grad_(trainable).to(device)
+    if not trainable:
+        use_onednn(model)
     return model
+
+
+def save_model(model: Any, source: Path, folder: Path) -> None:
+    """Writes a model that was read from `source` and then trained: one file of weights, and what was beside them."""
+    for path in model_files(source):
+        if path.suffix != ".safetensors" and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+    model.save_pretrained(folder, max_shard_size="1TB")
+
+
+def save_weights(module: torch.nn.Module, folder: Path) -> None:
+    """Writes a module's state."""
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
 
 
 def load_tokenizer(spec: EncoderSpec, folder: Path) -> Any:

@@ -4,7 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.image_batches import in_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of, load_packaged_weights
-from shared.ml.encoders.pretrained import invalid
+from shared.ml.encoders.pretrained import invalid, save_weights
 from shared.ml.onednn import use_onednn
 from shared.ml.torchvision_shim import make_torchvision_importable
 
@@ -50,7 +50,9 @@ class TorchvisionOptions(BaseModel):
 class TorchvisionEncoder:
     """Image to the input of the model's last layer, pooled over the image (see TorchvisionOptions)."""
 
-    def __init__(self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision):
+    def __init__(
+        self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision, *, trainable: bool = False
+    ):
         self.spec = spec
         options = _options_of(spec)
         arch = options.arch or spec.source
@@ -62,13 +64,16 @@ class TorchvisionEncoder:
             "crop": recipe.crop_size[0],
         }
         self._device = choose_device(device)
+        self.at_once = 32 * 224 * 224
         dtype = choose_dtype(self._device, precision)
         state, path = _load_weights(spec, source, weights)
         model = _build(spec, arch, recipe.crop_size[0], state)
+        model = settle_batch_norms(model) if trainable else fold_batch_norms(model.requires_grad_(False))
         if dtype is torch.bfloat16:
             to_bf16(model)
-        self._model = model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # wrong hint
-        use_onednn(self._model)
+        self.module: nn.Module = model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # wrong hint
+        if not trainable:
+            use_onednn(self.module)
         mean, std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.dimension = self._probe(recipe.crop_size[0])
@@ -85,20 +90,29 @@ class TorchvisionEncoder:
 
     def encode(self, batch: Sequence[RGB]) -> Vectors:
         """Images of one size to float32 [len(batch), dimension]."""
-        return np.concatenate([self._forward(part) for part in in_batches(batch, self.cost(batch[0]), self._device)])
+        with torch.inference_mode():
+            array: Vectors = self.vectors(batch).cpu().numpy()
+        return array
 
-    @torch.inference_mode()
-    def _forward(self, images: Sequence[RGB]) -> Vectors:
+    def vectors(self, batch: Sequence[RGB]) -> torch.Tensor:
+        """See TrainableEncoder."""
+        return torch.cat([self._forward(part) for part in in_batches(batch, self.cost(batch[0]), self._device)])
+
+    def save(self, folder: Path) -> None:
+        """See TrainableEncoder."""
+        save_weights(self.module, folder)
+
+    def _forward(self, images: Sequence[RGB]) -> torch.Tensor:
         # Seen as [n, 3, h, w], rows of RGB pixels are what torch calls channels-last.
         pixels = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2)
         normalized = torch.addcmul(self._shift, pixels.float(), self._scale)
-        features: torch.Tensor = self._model(normalized)
-        return features.float().cpu().numpy()
+        features: torch.Tensor = self.module(normalized)
+        return features.float()
 
     def _probe(self, crop: int) -> int:
         """The dimension of the vectors, from one black image: what cannot run fails here."""
         try:
-            _, dimension = self._forward([np.zeros((crop, crop, 3), np.uint8)]).shape
+            _, dimension = self.encode([np.zeros((crop, crop, 3), np.uint8)]).shape
             return int(dimension)
         except (IndexError, RuntimeError, AttributeError, TypeError) as error:
             raise invalid(self.spec, f"the model cannot encode an image: {error}") from error
@@ -157,7 +171,7 @@ def _download(spec: EncoderSpec, weights: Any) -> tuple[dict[str, torch.Tensor],
 
 
 def _build(spec: EncoderSpec, arch: str, image_size: int, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The model without its last layer, holding `state`, ready for inference."""
+    """The model without its last layer, holding `state`, in evaluation mode."""
     from torchvision import models
 
     options = {"image_size": image_size} if arch.startswith("vit_") else _BUILDER_OPTIONS.get(arch, {})
@@ -170,8 +184,22 @@ def _build(spec: EncoderSpec, arch: str, image_size: int, state: dict[str, torch
         model.load_state_dict(kept)
     except (RuntimeError, ValueError) as error:
         raise invalid(spec, f"the weights are not those of {arch}: {error}") from error
-    model.eval().requires_grad_(False)
-    return fold_batch_norms(model)
+    return model.eval()
+
+
+class _SettledBatchNorm2d(nn.BatchNorm2d):
+    """Normalises by the statistics that it has, in training too: those of a few images at a time would be noise."""
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        return super().train(False)
+
+
+def settle_batch_norms(model: nn.Module) -> nn.Module:
+    """Let every batch normalisation keep the statistics of its pretraining; its scale and shift can be trained."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SettledBatchNorm2d
+    return model
 
 
 def _remove_last_layer(model: nn.Module) -> str:

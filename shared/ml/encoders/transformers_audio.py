@@ -18,7 +18,7 @@ from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.batching import plan_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of
-from shared.ml.encoders.pretrained import invalid, load_model, model_files, model_folder
+from shared.ml.encoders.pretrained import invalid, load_model, model_files, model_folder, save_model
 
 #: What a dual encoder has besides its audio tower.
 _OTHER_TOWERS = ("text_", "vision_")
@@ -58,11 +58,18 @@ class Window:
     inputs: dict[str, torch.Tensor]
     samples: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(tensor.nbytes for tensor in self.inputs.values())
+
 
 class TransformersAudioEncoder:
     """Sound to one vector through the model's own feature extractor and the model (see AudioOptions)."""
 
-    def __init__(self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision):
+    def __init__(
+        self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision, *, trainable: bool = False
+    ):
         try:
             self._options = AudioOptions.model_validate(spec.options)
         except ValidationError as error:
@@ -79,8 +86,11 @@ class TransformersAudioEncoder:
         self._window = int((self._options.window_seconds or 0) * self._rate) or longest
         if self._fixed and self._window > self._fixed:
             raise invalid(spec, f"the model takes windows of up to {self._fixed / self._rate:g} s")
-        self._model = self._load_model(folder)
-        self._maskable = _maskable(self._model.config)
+        self._folder = folder
+        self.at_once = 30 * self._rate
+        self._whole = self._load_model(folder, trainable=trainable)
+        self.module = self._whole.get_encoder() if self._whole.config.is_encoder_decoder else self._whole
+        self._maskable = _maskable(self.module.config)
         self.dimension = self._probe()
         preprocessing = self._options.model_dump() | {"window": self._window}
         self.fingerprint = fingerprint_of(digest_of(model_files(folder)), str(self._dtype), preprocessing)
@@ -97,26 +107,39 @@ class TransformersAudioEncoder:
 
     def encode(self, batch: Sequence[list[Window]]) -> Vectors:
         """Windows of items to float32 [len(batch), dimension]."""
+        with torch.inference_mode():
+            array: Vectors = self.vectors(batch).cpu().numpy()
+        return array
+
+    def vectors(self, batch: Sequence[list[Window]]) -> torch.Tensor:
+        """See TrainableEncoder."""
         windows = [window for item in batch for window in item]
-        rows: dict[int, Samples] = {}
+        rows: dict[int, torch.Tensor] = {}
         for indexes in self._plan(windows):
             rows.update(zip(indexes, self._forward([windows[i] for i in indexes]), strict=True))
-        counts = np.array([len(item) for item in batch])
-        sums = np.add.reduceat(np.stack([rows[i] for i in range(len(windows))]), np.cumsum(counts) - counts)
-        vectors: Vectors = (sums / counts[:, None]).astype(np.float32)
-        if self._options.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
-        return vectors
+        of_items = torch.split(torch.stack([rows[i] for i in range(len(windows))]), [len(item) for item in batch])
+        vectors = torch.stack([of_item.mean(0) for of_item in of_items])
+        return torch.nn.functional.normalize(vectors, dim=1) if self._options.normalize else vectors
 
-    def _load_model(self, folder: Path) -> Any:
+    def save(self, folder: Path) -> None:
+        """See TrainableEncoder."""
+        save_model(self._whole, self._folder, folder)
+
+    def _load_model(self, folder: Path, *, trainable: bool) -> Any:
+        """The model; of one with a decoder, all of it."""
         unused = {"pooler": (), "clip": _OTHER_TOWERS}.get(self._options.pooling, ("pooler.", "decoder."))
-        model = load_model(self.spec, folder, self._device, self._dtype, unused=("masked_spec_embed", *unused))
+        unused = ("masked_spec_embed", *unused)
+        model = load_model(self.spec, folder, self._device, self._dtype, unused=unused, trainable=trainable)
         if self._options.pooling == "clip":
             if not hasattr(model, "get_audio_features"):
                 raise invalid(self.spec, f"{type(model).__name__} is no dual encoder, and pooling is clip")
             for name in [name for name, _ in model.named_children() if name.startswith(_OTHER_TOWERS)]:
                 delattr(model, name)
-        return model.get_encoder() if model.config.is_encoder_decoder else model
+        if trainable:
+            model.config.apply_spec_augment = False  # it masks stretches that may be longer than the sound
+            if hasattr(model, "freeze_feature_encoder"):
+                model.freeze_feature_encoder()  # as wav2vec 2.0 and its kin are always tuned
+        return model
 
     def _extract(self, samples: Samples) -> Window:
         samples = np.pad(samples, (0, max(self._shortest - len(samples), 0)))
@@ -143,8 +166,7 @@ class TransformersAudioEncoder:
             plan += [[indexes[i] for i in batch] for batch in batches]
         return plan
 
-    @torch.inference_mode()
-    def _forward(self, windows: Sequence[Window]) -> Samples:
+    def _forward(self, windows: Sequence[Window]) -> torch.Tensor:
         """Windows to float32 [len(windows), dimension]."""
         inputs = {name: self._stack([window.inputs[name] for window in windows]) for name in windows[0].inputs}
         lengths = torch.tensor([window.samples for window in windows], device=self._device)
@@ -152,12 +174,11 @@ class TransformersAudioEncoder:
             positions = torch.arange(int(lengths.max()), device=self._device)
             inputs["attention_mask"] = (positions < lengths[:, None]).long()
         if self._options.pooling == "clip":
-            features = self._model.get_audio_features(**inputs)
+            features = self.module.get_audio_features(**inputs)
             vectors = features if isinstance(features, torch.Tensor) else features.pooler_output
         else:
-            vectors = self._pool(self._model(**inputs), lengths)
-        array: Samples = vectors.float().cpu().numpy()
-        return array
+            vectors = self._pool(self.module(**inputs), lengths)
+        return vectors.float()
 
     def _stack(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
@@ -177,9 +198,9 @@ class TransformersAudioEncoder:
     def _frames(self, lengths: torch.Tensor, frames: int) -> torch.Tensor:
         """How many of the model's frames are sound and not padding, int64 [n]."""
         if self._maskable:
-            counted: torch.Tensor = self._model._get_feat_extract_output_lengths(lengths)
+            counted: torch.Tensor = self.module._get_feat_extract_output_lengths(lengths)
             return counted
-        if self._fixed and self._model.config.is_encoder_decoder:
+        if self._fixed and self.module.config.is_encoder_decoder:
             return (lengths * frames / self._fixed).ceil().long().clamp(max=frames)
         return torch.full_like(lengths, frames)
 

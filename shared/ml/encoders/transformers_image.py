@@ -15,7 +15,7 @@ from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.image_batches import in_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of
-from shared.ml.encoders.pretrained import invalid, load_model, model_files, model_folder
+from shared.ml.encoders.pretrained import invalid, load_model, model_files, model_folder, save_model
 
 #: What a dual encoder has besides its image tower.
 _OTHER_TOWERS = ("text_", "audio_")
@@ -41,7 +41,9 @@ class ImageOptions(BaseModel):
 class TransformersImageEncoder:
     """Image to one vector through the model's own image processor and the model (see ImageOptions)."""
 
-    def __init__(self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision):
+    def __init__(
+        self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision, *, trainable: bool = False
+    ):
         try:
             self._options = ImageOptions.model_validate(spec.options)
         except ValidationError as error:
@@ -51,7 +53,9 @@ class TransformersImageEncoder:
         self.decode_options: dict[str, Any] = {}
         self._device = choose_device(device)
         self._dtype = choose_dtype(self._device, precision)
-        self._model = self._load_model(folder)
+        self._folder = folder
+        self.at_once = 8 * 224 * 224
+        self.module = self._load_model(folder, trainable=trainable)
         self._processor = _load_processor(spec, folder)
         self.dimension = self._probe()
         weights = digest_of(model_files(folder))
@@ -77,18 +81,28 @@ class TransformersImageEncoder:
 
     def encode(self, batch: Sequence[torch.Tensor]) -> Vectors:
         """Pixel values to float32 [len(batch), dimension]. Images of one size go through the model together."""
+        with torch.inference_mode():
+            array: Vectors = self.vectors(batch).cpu().numpy()
+        return array
+
+    def vectors(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See TrainableEncoder."""
         by_size: dict[torch.Size, list[int]] = defaultdict(list)
         for index, pixels in enumerate(batch):
             by_size[pixels.shape].append(index)
-        rows: dict[int, Vectors] = {}
+        rows: dict[int, torch.Tensor] = {}
         for indexes in by_size.values():
             for part in in_batches(indexes, self.cost(batch[indexes[0]]), self._device):
                 rows.update(zip(part, self._forward(torch.stack([batch[i] for i in part])), strict=True))
-        return np.stack([rows[i] for i in range(len(batch))])
+        return torch.stack([rows[i] for i in range(len(batch))])
 
-    def _load_model(self, folder: Path) -> Any:
+    def save(self, folder: Path) -> None:
+        """See TrainableEncoder."""
+        save_model(self.module, self._folder, folder)
+
+    def _load_model(self, folder: Path, *, trainable: bool) -> Any:
         unused = {"pooler": (), "clip": _OTHER_TOWERS}.get(self._options.pooling, ("pooler.",))
-        model = load_model(self.spec, folder, self._device, self._dtype, unused=unused)
+        model = load_model(self.spec, folder, self._device, self._dtype, unused=unused, trainable=trainable)
         if self._options.pooling == "clip":
             if not hasattr(model, "get_image_features"):
                 raise invalid(self.spec, f"{type(model).__name__} is no dual encoder, and pooling is clip")
@@ -96,19 +110,17 @@ class TransformersImageEncoder:
                 delattr(model, name)
         return model.to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
-    def _forward(self, pixels: torch.Tensor) -> Vectors:
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.to(self._device, self._dtype, memory_format=torch.channels_last)
         if self._options.pooling == "clip":
-            features = self._model.get_image_features(pixel_values=pixels)
+            features = self.module.get_image_features(pixel_values=pixels)
             vectors = features if isinstance(features, torch.Tensor) else features.pooler_output
         else:
-            vectors = self._pool(self._model(pixel_values=pixels))
+            vectors = self._pool(self.module(pixel_values=pixels))
         vectors = vectors.float()
         if self._options.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
-        array: Vectors = vectors.cpu().numpy()
-        return array
+        return vectors
 
     def _pool(self, output: Any) -> torch.Tensor:
         if self._options.pooling == "pooler":
@@ -119,7 +131,7 @@ class TransformersImageEncoder:
             # Tokens [n, tokens, d] or, from a convolutional network, a map [n, d, height, width].
             return hidden.float().mean(1) if hidden.ndim == 3 else hidden.float().mean((2, 3))
         if hidden.ndim != 3:
-            raise TypeError(f"{type(self._model).__name__} has no tokens to take the first of; pooling can be mean")
+            raise TypeError(f"{type(self.module).__name__} has no tokens to take the first of; pooling can be mean")
         return hidden[:, 0]
 
     def _probe(self) -> int:

@@ -14,7 +14,14 @@ from shared.errors import ItemError
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.loading import digest_of, fingerprint_of
-from shared.ml.encoders.pretrained import invalid, load_model, load_tokenizer, model_files, model_folder
+from shared.ml.encoders.pretrained import (
+    invalid,
+    load_model,
+    load_tokenizer,
+    model_files,
+    model_folder,
+    save_model,
+)
 
 #: int32 [tokens]
 TokenIds = NDArray[np.int32]
@@ -46,7 +53,9 @@ class TextOptions(BaseModel):
 class TransformersTextEncoder:
     """Text to one vector through a transformer (see TextOptions)."""
 
-    def __init__(self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision):
+    def __init__(
+        self, spec: EncoderSpec, source: Path | None, device: str, precision: Precision, *, trainable: bool = False
+    ):
         try:
             self._options = TextOptions.model_validate(spec.options)
         except ValidationError as error:
@@ -54,10 +63,12 @@ class TransformersTextEncoder:
         folder = model_folder(spec, source)
         self._device = choose_device(device)
         dtype = choose_dtype(self._device, precision)
-        self._model = self._load_model(spec, folder, dtype)
+        self._folder = folder
+        self.at_once = 1024
+        self.module = self._load_model(spec, folder, dtype, trainable=trainable)
         tokenizer = load_tokenizer(spec, folder)
         self._pad_id = int(tokenizer.pad_token_id or 0)
-        self._max_length = min(self._options.max_length, tokenizer.model_max_length, _positions_of(self._model))
+        self._max_length = min(self._options.max_length, tokenizer.model_max_length, _positions_of(self.module))
         # transformers' wrapper switches truncation and padding of the tokenizer inside it from call to call, which is
         # not safe between threads. Set once here and from then on only read, the inner one is.
         self._tokenizer = tokenizer.backend_tokenizer
@@ -83,6 +94,12 @@ class TransformersTextEncoder:
 
     def encode(self, batch: Sequence[TokenIds]) -> Vectors:
         """Token ids to float32 [len(batch), dimension]; padded on the right to the longest."""
+        with torch.inference_mode():
+            array: Vectors = self.vectors(batch).cpu().numpy()
+        return array
+
+    def vectors(self, batch: Sequence[TokenIds]) -> torch.Tensor:
+        """See TrainableEncoder."""
         lengths = np.array([len(ids) for ids in batch])
         longest = int(lengths.max())
         padded = np.full((len(batch), longest), self._pad_id, np.int64)
@@ -90,14 +107,15 @@ class TransformersTextEncoder:
             row[: len(ids)] = ids
         # Without padding no mask is given: attention is faster so.
         mask = torch.from_numpy(np.arange(longest) < lengths[:, None]) if lengths.min() < longest else None
-        with torch.inference_mode():
-            return self._forward(
-                torch.from_numpy(padded).to(self._device), None if mask is None else mask.to(self._device)
-            )
+        return self._forward(torch.from_numpy(padded).to(self._device), None if mask is None else mask.to(self._device))
 
-    def _load_model(self, spec: EncoderSpec, folder: Path, dtype: torch.dtype) -> Any:
+    def save(self, folder: Path) -> None:
+        """See TrainableEncoder."""
+        save_model(self.module, self._folder, folder)
+
+    def _load_model(self, spec: EncoderSpec, folder: Path, dtype: torch.dtype, *, trainable: bool) -> Any:
         unused = {"pooler": (), "clip": _OTHER_TOWERS}.get(self._options.pooling, ("pooler.",))
-        model = load_model(spec, folder, self._device, dtype, unused=unused)
+        model = load_model(spec, folder, self._device, dtype, unused=unused, trainable=trainable)
         if self._options.pooling == "clip":
             if not hasattr(model, "get_text_features"):
                 raise invalid(spec, f"{type(model).__name__} is no dual encoder, and pooling is clip")
@@ -114,16 +132,16 @@ class TransformersTextEncoder:
             encoding = self._tokenizer.encode(text)
         return None if all(encoding.special_tokens_mask) else encoding.ids
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Vectors:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         inputs = {"input_ids": ids, "attention_mask": None if mask is None else mask.long()}
         if self._options.pooling == "clip":
-            vectors: torch.Tensor = self._model.get_text_features(**inputs).pooler_output
+            vectors: torch.Tensor = self.module.get_text_features(**inputs).pooler_output
         else:
-            vectors = self._pool(self._model(**inputs), mask)
+            vectors = self._pool(self.module(**inputs), mask)
         vectors = vectors.float()
         if self._options.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
-        return vectors.cpu().numpy()
+        return vectors
 
     def _pool(self, output: Any, mask: torch.Tensor | None) -> torch.Tensor:
         if self._options.pooling == "pooler":

@@ -19,7 +19,7 @@ from shared.ml.encoders.loading import digest_of, fingerprint_of
 from shared.ml.tokenize import tokenize
 from shared.preprocessing import TextPreprocessing
 
-_VECTORS, _VOCABULARY = "vectors.safetensors", "vocabulary.json"
+VECTORS, _VOCABULARY = "vectors.safetensors", "vocabulary.json"
 
 #: Bounds on memory, far above what most corpora have: words counted at a time, and words kept.
 _MAX_COUNTED, _MAX_KEPT = 2_000_000, 200_000
@@ -52,7 +52,7 @@ class Word2VecModel:
         """Write `vectors.safetensors` and `vocabulary.json`."""
         from safetensors.numpy import save_file
 
-        save_file({"vectors": self.vectors}, folder / _VECTORS)
+        save_file({"vectors": self.vectors}, folder / VECTORS)
         vocabulary = {"words": self.words, "preprocessing": self.preprocessing.model_dump(mode="json")}
         (folder / _VOCABULARY).write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
 
@@ -64,7 +64,7 @@ class Word2VecModel:
 
         vocabulary = json.loads((folder / _VOCABULARY).read_text("utf-8"))
         try:
-            vectors = load_file(folder / _VECTORS)["vectors"]
+            vectors = load_file(folder / VECTORS)["vectors"]
             words, preprocessing = vocabulary["words"], TextPreprocessing(**vocabulary["preprocessing"])
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"not a Word2Vec model: {error}") from error
@@ -124,7 +124,7 @@ class Word2VecEncoder:
         self.spec = spec
         self.decode_options: dict[str, Any] = {}
         self.dimension = int(model.vectors.shape[1])
-        self.fingerprint = fingerprint_of(digest_of([source / _VECTORS, source / _VOCABULARY]), "float32", {})
+        self.fingerprint = fingerprint_of(digest_of([source / VECTORS, source / _VOCABULARY]), "float32", {})
         self._vectors = model.vectors
         self._preprocessing = model.preprocessing
         self._row_of = {word: row for row, word in enumerate(model.words)}

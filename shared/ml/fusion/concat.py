@@ -5,18 +5,20 @@ The early fusion of Ngiam et al., "Multimodal Deep Learning" (ICML 2011), withou
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
+from shared.ml.fusion.base import Fusion, Masks, Vectors
 from shared.queues import Modality
 
-Vectors = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
+class ConcatFusion(Fusion):
+    """To Σ d_m dimensions. An item without any modality is all zeros."""
 
-def concat(vectors: Mapping[Modality, Vectors], mask: Mapping[Modality, Mask]) -> Vectors:
-    """float32 [n, d_m] and bool [n] per modality to float32 [n, Σ d_m], modalities in the order of the mapping.
+    def __init__(self, dimensions: Mapping[Modality, int]):
+        super().__init__(dimensions)
+        self.dimension = sum(self.dimensions.values())
 
-    Rows whose mask is False are zero, whatever their vectors hold: a missing modality never leaks.
-    """
-    return np.concatenate([np.where(mask[m][:, None], vectors[m], np.float32(0)) for m in vectors], axis=1)
+    def forward(self, vectors: Vectors, mask: Masks) -> Tensor:
+        """[n, Σ d_m]."""
+        return torch.cat(list(self.present(vectors, mask).values()), dim=1)

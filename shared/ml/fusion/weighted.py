@@ -7,24 +7,35 @@ counts, whatever the scale of its encoder. The weighted combination of Kittler e
 
 from collections.abc import Mapping
 
-import numpy as np
+import torch
+from torch import Tensor, nn
 
-from shared.ml.fusion.concat import Mask, Vectors, concat
+from shared.ml.fusion.base import Fusion, Masks, Vectors, unit
 from shared.queues import Modality
 
 
-def weighted(
-    vectors: Mapping[Modality, Vectors], mask: Mapping[Modality, Mask], weights: Mapping[Modality, float]
-) -> Vectors:
-    """float32 [n, d_m] and bool [n] per modality to float32 [n, Σ d_m]; a modality without a weight counts 1.
+class WeightedFusion(Fusion):
+    """To Σ d_m dimensions. A vector of zeros stays zero, and an item without any modality is all zeros."""
 
-    A vector of zeros stays zero. Rows whose mask is False are zero.
-    """
-    scaled = {m: _scale(rows) * np.float32(weights.get(m, 1.0)) for m, rows in vectors.items()}
-    return concat(scaled, mask)
+    weights: Tensor
 
+    def __init__(
+        self,
+        dimensions: Mapping[Modality, int],
+        weights: Mapping[Modality, float] | None = None,
+        *,
+        learned: bool = False,
+    ):
+        """`weights`: w_m, 1 where none is given. `learned`: they are where training starts."""
+        super().__init__(dimensions)
+        self.dimension = sum(self.dimensions.values())
+        given = torch.tensor([(weights or {}).get(m, 1.0) for m in self.dimensions])
+        if learned:
+            self.weights = nn.Parameter(given)
+        else:
+            self.register_buffer("weights", given)
 
-def _scale(rows: Vectors) -> Vectors:
-    """Rows divided by their Euclidean length, computed in float64 so that large values do not overflow."""
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    def forward(self, vectors: Vectors, mask: Masks) -> Tensor:
+        """[n, Σ d_m]."""
+        rows = self.present(vectors, mask).values()
+        return torch.cat([unit(v) * weight for v, weight in zip(rows, self.weights, strict=True)], dim=1)

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,18 +20,28 @@ from sqlalchemy import delete
 
 from services.gateway.app import create_app
 from services.gateway.deps import Services
+from services.gateway.protocol import LimitedHeadProtocol
 from shared.catalog import load_catalog
 from shared.db import Sessions
+from shared.ids import new_id
 from shared.jobs import engine
 from shared.jobs.keys import create_key
 from shared.jobs.models import Job
-from shared.jobs.records import Finished, ItemFailure, Lease, StoredObject
+from shared.jobs.records import Finished, ItemFailure, Lease, NewModel, StoredObject
 from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
 
 DIMENSION = 4
+#: The files of the models that the played pool trains, and how good they are.
+MODEL = {"model.safetensors": b"weights" * 100, "config.json": b"{}", "README.md": b"# A model"}
+METRICS: dict[str, Any] = {
+    "main_score": "accuracy",
+    "items": {"test": 4},
+    "test": {"accuracy": 0.75},
+    "alone": {"fused": {"score": 0.75, "low": 0.7, "high": 0.8, "items": 4, "items_there": 4}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +62,26 @@ def app(services: Services) -> FastAPI:
     return create_app(services)
 
 
-@pytest.fixture(scope="module")
-def url(app: FastAPI) -> Iterator[str]:
-    """Where the application is served by uvicorn, in a thread."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """Serves an application by uvicorn, in a thread, as `python -m services.gateway` does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, http=LimitedHeadProtocol, log_config=None, access_log=False, timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    """Where the application is served."""
+    with serve(app) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +139,18 @@ class Pools:
         count = 0
         while leases := [lease for queue in queues or Queue for lease in self.claim(queue)]:
             for lease in leases:
-                with self.sessions.begin() as session:
-                    engine.start(session, lease)
-                finished = self._fuse(lease) if lease.stage is Stage.FUSION else self._extract(lease)
-                with self.sessions.begin() as session:
-                    assert engine.finish(session, [finished]) == {lease.shard_id}
+                self.finish(lease)
                 count += 1
         return count
+
+    def finish(self, lease: Lease) -> None:
+        """Does the work of one shard."""
+        with self.sessions.begin() as session:
+            engine.start(session, lease)
+        work = {Stage.FUSION: self._fuse, Stage.FINE_TUNE: self._train, Stage.PREDICT: self._predict}
+        finished = work.get(lease.stage, self._extract)(lease)
+        with self.sessions.begin() as session:
+            assert engine.finish(session, [finished]) == {lease.shard_id}
 
     def claim(self, queue: Queue) -> list[Lease]:
         """Up to ten shards."""
@@ -158,6 +183,32 @@ class Pools:
         return Finished(
             lease, stored, items_done=lease.items, rows=len(items), succeeded=len(items), failed=failed
         )  # fmt: skip
+
+    def _train(self, lease: Lease) -> Finished:
+        model = new_id("model")
+        stored = {name: self.store.put(keys.model(model, lease.token, name), data) for name, data in MODEL.items()}
+        files = {name: {"key": one.key, "sha256": one.sha256, "bytes": one.bytes} for name, one in stored.items()}
+        encoders = {modality: encoder["id"] for modality, encoder in lease.schema["encoders"].items()}
+        spec = {
+            "loader": "fine_tuned",
+            "files": files,
+            "preprocessing": lease.request["preprocessing"],
+            "fine_tuned": {"encoders": encoders, "fusions": ["concat"], "classes": ["a", "b"], "metrics": METRICS},
+        }
+        made = NewModel(model, lease.request["method"], None, DIMENSION, stored["model.safetensors"].sha256, spec)
+        counted = lease.items if "features" in lease.spec else 0
+        return Finished(
+            lease, stored["model.safetensors"], items_done=lease.items, succeeded=counted, model=made
+        )  # fmt: skip
+
+    def _predict(self, lease: Lease) -> Finished:
+        rows = [f"item-{index}" for index in range(lease.items)]
+        table = pa.table({"id": rows, "prediction": [["a"]] * len(rows), "probability": [0.75] * len(rows)})
+        target = io.BytesIO()
+        pq.write_table(table, target)
+        stored = self.store.put(keys.prediction_part(lease.job_id, lease.index, lease.token), target.getvalue())
+        counted = lease.items if "features" in lease.spec else 0
+        return Finished(lease, stored, items_done=lease.items, succeeded=counted, rows=lease.items)
 
     def _items(self, lease: Lease) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.store.get(lease.spec["slice"]["key"]).splitlines()]

@@ -29,9 +29,10 @@ from services.client import (
 )
 from services.client.cli import app as cli
 from services.client.commands.options import Connection
+from services.gateway.app import create_app
 from shared.queues import Queue
 from shared.schemas import Job, JobStatus
-from tests.integration.gateway.conftest import Pools, vector_of
+from tests.integration.gateway.conftest import MODEL, Pools, vector_of
 
 pytestmark = pytest.mark.usefixtures("no_other_jobs")
 
@@ -112,6 +113,46 @@ def test_errors_and_retry(trivium: Client, pools: Pools) -> None:
     assert caught.value.error_code == "nothing_to_retry"
 
 
+def train(trivium: Client, pools: Pools, source: Any = None, **options: Any) -> Job:
+    job = trivium.fine_tune(source or texts(10), **options)
+    pools.run()
+    return trivium.jobs.wait(job.id, timeout=10)
+
+
+def test_a_model_from_items_to_predictions(trivium: Client, pools: Pools, tmp_path: Path) -> None:
+    job = train(trivium, pools, preset="fast", encoders=TEXT_ONLY, training={"epochs": 3}, shard_size=4)
+    assert (job.status, job.type, job.request["training"]["epochs"]) == (JobStatus.SUCCEEDED, "fine_tune", 3)
+    [id] = job.models
+    model = trivium.models.get(id)
+    assert model in list(trivium.models.list())
+    assert model.fine_tuned is not None
+    assert (model.kind, model.fine_tuned.encoders) == ("classifier", {"text": "all-minilm-l6-v2"})
+    folder = trivium.models.download(id, tmp_path / "model")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL
+    said = trivium.predict([{"id": "item-0", "text": "a"}], model=id, contributions=False)
+    assert said.request["contributions"] is False
+    with pytest.raises(Conflict) as caught:
+        trivium.models.delete(id)
+    assert caught.value.error_code == "model_in_use"
+    pools.run()
+    path = trivium.jobs.results(trivium.jobs.wait(said.id, timeout=10).id, tmp_path / "predictions.parquet")
+    assert pq.read_table(path).column("prediction").to_pylist() == [["a"]]
+    assert trivium.models.delete(id).deleted
+    with pytest.raises(NotFound):
+        trivium.models.get(id)
+
+
+def test_training_and_predicting_on_a_feature_set(trivium: Client, pools: Pools, tmp_path: Path) -> None:
+    features = submit(trivium, shard_size=4)
+    pools.run()
+    trained = train(trivium, pools, features.id, method="regressor", fusion={"method": "concat", "parameters": {}})
+    assert list(trained.stages) == ["fine_tune"]
+    said = trivium.predict(features.id, model=trained.models[0])
+    pools.run()
+    trivium.jobs.results(said.id, tmp_path / "predictions.jsonl", format="jsonl")
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 10
+
+
 def test_cancelling(trivium: Client) -> None:
     job = submit(trivium)
     assert trivium.jobs.cancel(job.id).status is JobStatus.CANCELLED
@@ -140,6 +181,12 @@ def test_what_the_gateway_refuses(trivium: Client) -> None:
     with pytest.raises(InvalidRequest) as caught:
         trivium.features(texts(1), encoders={"text": "no-such-encoder"})
     assert (caught.value.error_code, caught.value.param) == ("unknown_encoder", "encoders.text")
+    with pytest.raises(InvalidRequest) as caught:
+        trivium.fine_tune(texts(1), training={"epochs": 0})
+    assert caught.value.param == "training.epochs"
+    with pytest.raises(NotFound) as missing:
+        trivium.predict(texts(1), model="model-01k9w0e1a4b7c2d5f8g3h6j9km")
+    assert missing.value.error_code == "model_not_found"
     with pytest.raises(InvalidRequest) as caught:
         trivium.features([{"id": "1"}])
     assert caught.value.param == "items.0"
@@ -201,6 +248,11 @@ def test_the_asynchronous_face(url: str, pools: Pools, tmp_path: Path) -> None:
             types = [event.type async for event in follow(trivium, jobs[0].id)]
             ended = await asyncio.gather(*[trivium.jobs.wait(job.id, timeout=20) for job in jobs])
             await trivium.jobs.results(jobs[0].id, tmp_path / "features.parquet")
+            trained = await trivium.fine_tune(jobs[0].id)
+            await asyncio.to_thread(pools.run)
+            [model] = (await trivium.jobs.wait(trained.id, timeout=20)).models
+            await trivium.models.download(model, tmp_path / "model")
+            await trivium.predict(jobs[0].id, model=model)
             return types, [job.status.value for job in ended]
 
     async def follow(trivium: AsyncClient, id: str) -> Any:
@@ -213,6 +265,7 @@ def test_the_asynchronous_face(url: str, pools: Pools, tmp_path: Path) -> None:
     assert types[-1] == "job.succeeded"
     assert statuses == ["succeeded"] * 3
     assert pq.read_table(tmp_path / "features.parquet").num_rows == 3
+    assert (tmp_path / "model" / "README.md").read_bytes() == MODEL["README.md"]
 
 
 @contextmanager
@@ -246,11 +299,11 @@ def test_watching_goes_on_through_a_restart_of_the_gateway(app: FastAPI, pools: 
                     first_progress.set()
 
     watcher = threading.Thread(target=follow)
-    with serving(app, port):
+    with serving(create_app(app.state.services), port):
         watcher.start()
         assert first_progress.wait(20)
     pools.run(Queue.TEXT)
-    with serving(app, port):
+    with serving(create_app(app.state.services), port):
         pools.run(Queue.FUSION)
         watcher.join(30)
         assert not watcher.is_alive()
@@ -298,6 +351,31 @@ class TestCommandLine:
         refused = run("submit", str(manifest), "--text", "no-such-encoder")
         assert refused.exit_code == 1
         assert "unknown_encoder, at encoders.text" in refused.stderr
+
+    def test_a_model(self, run: Callable[..., Any], trivium: Client, pools: Pools, tmp_path: Path) -> None:
+        features = submit(trivium)
+        pools.run()
+        created = run("train", features.id, "--preset", "fast", "--set", "patience=3")
+        assert created.exit_code == 0
+        pools.run()
+        job = trivium.jobs.get(created.stdout.strip())
+        assert (job.request["preset"], job.request["training"]["patience"]) == ("fast", 3)
+        assert job.models[0] in run("show", job.id).stdout
+        [model] = job.models
+        assert "accuracy 0.750 on 4 test items" in run("models").stdout
+        assert "0.700 … 0.800" in run("model", "show", model).stdout
+        assert run("model", "download", model, "-o", str(tmp_path / "model")).exit_code == 0
+        assert (tmp_path / "model" / "config.json").read_bytes() == MODEL["config.json"]
+        predicted = run("predict", features.id, "--model", model)
+        assert predicted.exit_code == 0
+        pools.run()
+        target = tmp_path / "predictions.parquet"
+        assert run("results", predicted.stdout.strip(), "-o", str(target)).exit_code == 0
+        assert pq.read_table(target).num_rows == 10
+        assert run("model", "delete", model).exit_code == 0
+        refused = run("predict", features.id, "--model", model)
+        assert refused.exit_code == 1
+        assert "model_not_found" in refused.stderr
 
     def test_lists(self, run: Callable[..., Any]) -> None:
         assert "all-minilm-l6-v2" in run("models").stdout

@@ -102,6 +102,7 @@ def test_metrics_count_requests_queues_and_jobs(
     assert value("trivium_queue_shards", queue="fusion", state="blocked") == 2
     assert value("trivium_jobs", status="running") == 1
     assert value("trivium_queue_oldest_seconds", queue="image") == 0
+    assert value("trivium_queue_stranded_shards", queue="text") == 0
 
 
 def test_models_are_the_catalogue_and_the_tenants_own(
@@ -150,6 +151,7 @@ def test_workers_show_only_the_callers_shards(
         session.add(Worker(id="worker-gone", last_seen_at=long_ago, **row))
     [mine] = client.get("/v1/workers").json()["data"]
     assert (mine["id"], mine["pool"], mine["state"], mine["loaded_models"]) == ("worker-test", "text", "busy", ["m"])
+    assert (mine["version"], mine["protocol"]) == ("1", 1)
     assert [(shard["job_id"], shard["stage"], shard["shard"]) for shard in mine["current_shards"]] == [(job, "text", 0)]
     [theirs] = stranger.get("/v1/workers").json()["data"]
     assert theirs["current_shards"] == []

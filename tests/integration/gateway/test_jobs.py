@@ -117,7 +117,10 @@ def test_the_same_key_at_the_same_time_makes_one_job(
         ({"encoders": {"text": "mobilenet_v2"}}, 422, "unknown_encoder", "encoders.text"),
         ({"fusion": {"method": "weighted", "weights": {"audio": 1}}}, 422, "invalid_request", "fusion.weights.audio"),
         ({"fusion": {"method": "mean"}}, 422, "invalid_request", "fusion.method"),
+        ({"fusion": {"method": "gated"}}, 422, "invalid_request", "fusion.method"),
+        ({"type": "features!"}, 422, "invalid_request", "type"),
         ({"shard_size": 0}, 422, "invalid_request", "shard_size"),
+        ({"timeout_seconds": 0}, 422, "invalid_request", "timeout_seconds"),
         ({"colour": "red"}, 422, "invalid_request", "colour"),
         ({"metadata": {"a": "nul\x00"}}, 422, "invalid_request", "metadata.a"),
         ({"items": [{"id": "a", "text": 7}]}, 422, "invalid_request", "items.0.text"),
@@ -132,6 +135,7 @@ def test_what_is_wrong_is_said_at_the_door(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert error["message"]
+    assert "<" not in error["message"], "Python's names of enum members mean nothing to callers"
 
 
 def test_prefixes_are_limited_to_the_tenants_imports(client: httpx.Client, services: Services) -> None:
@@ -179,12 +183,32 @@ def test_limits_of_items_bytes_and_waiting_shards(
         limits.inline_items, limits.waiting_shards = 100, 1
         client.post("/v1/jobs", json=features_request(8, shard_size=4))
         busy = client.post("/v1/jobs", json=features_request())
-        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "queue_full")
         assert int(busy.headers["retry-after"]) > 0
     finally:
         limits.inline_items, limits.waiting_shards = before
     large = client.post("/v1/jobs", json={"items": [{"id": "a", "text": "x" * limits.json_bytes}]})
     assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_jobs_have_the_time_that_they_ask_for_within_the_limit(
+    client: httpx.Client, features_request: MakeRequest, services: Services
+) -> None:
+    def seconds(**options: Any) -> int | None:
+        job: dict[str, Any] = client.post("/v1/jobs", json=features_request(**options)).json()
+        return job["deadline_at"] and job["deadline_at"] - job["created_at"]
+
+    limits = services.settings.limits
+    assert seconds() is None
+    assert seconds(timeout_seconds=100) in {100, 101}
+    limits.job_seconds = 50
+    try:
+        assert seconds() in {50, 51}
+        assert seconds(timeout_seconds=20) in {20, 21}
+        refused = client.post("/v1/jobs", json=features_request(timeout_seconds=51))
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "timeout_seconds")
+    finally:
+        limits.job_seconds = 0
 
 
 def test_lists_filter_and_go_page_by_page(

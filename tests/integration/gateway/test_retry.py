@@ -1,5 +1,6 @@
 """Retrying failed items: only what failed runs again, and afterwards counters equal rows."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from shared.db import Sessions
 from shared.jobs import engine
@@ -140,6 +141,24 @@ def test_a_job_that_was_stopped_in_the_middle_goes_on(
     assert len({shard.vtime for place, shard in shards.items() if place[0] == "text"}) == 10
     pools.run()
     assert items_of(client, id)[1]["succeeded"] == 40
+    check_counters(sessions, id)
+
+
+def test_a_job_that_missed_its_deadline_gets_as_much_time_again(
+    client: httpx.Client, features_request: MakeRequest, pools: Pools, sessions: Sessions
+) -> None:
+    body = features_request(8, shard_size=4, timeout_seconds=3600)
+    id = client.post("/v1/jobs", json=body).json()["id"]
+    with sessions.begin() as session:
+        session.execute(update(Job).values(deadline_at=func.clock_timestamp()))
+    with sessions.begin() as session:
+        assert engine.end_overdue(session)
+    job = client.get(f"/v1/jobs/{id}").json()
+    assert (job["status"], job["error"]["code"]) == ("failed", "deadline_exceeded")
+    retried = client.post(f"/v1/jobs/{id}/retry").json()
+    assert 3590 < retried["deadline_at"] - time.time() < 3610
+    pools.run()
+    assert items_of(client, id) == ("succeeded", {"total": 8, "succeeded": 8, "partial": 0, "failed": 0})
     check_counters(sessions, id)
 
 

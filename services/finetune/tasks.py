@@ -1,0 +1,135 @@
+"""What the fine-tuning pool does with its shard: a feature set to a model in the registry."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePath
+
+from services.finetune.data import Dataset, read_parts
+from services.finetune.recipes import Outcome, fine_tune
+from shared.errors import JobError
+from shared.fine_tuning import FineTuneRequest
+from shared.ids import new_id
+from shared.jobs.encoders import encoder_ids
+from shared.jobs.records import Finished, Lease, NewModel, StoredObject
+from shared.ml.feature_parts import find_parts, read_part
+from shared.queues import Modality, Stage
+from shared.storage import keys
+from shared.worker.context import Handler, LaneHandler, WorkerContext
+from shared.worker.control import Control
+from shared.worker.processes import torch_threads
+from shared.worker.progress import JobProgress
+from shared.worker.slices import read_verified
+
+#: The file of a model by which its row knows it.
+WEIGHTS = "model.safetensors"
+
+_CONTENT_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
+
+
+class FineTune:
+    """Handler of the fine_tune stage (see shared.worker.context.Handler)."""
+
+    def __init__(self, context: WorkerContext):
+        self._context = context
+
+    def load(self, lease: Lease, control: Control) -> None:
+        """There is no model yet."""
+
+    def prepare(self, lease: Lease, control: Control) -> Dataset:
+        """Reads the feature set. Raises JobError (`features_too_large`) if it does not fit into memory."""
+        dimensions = {Modality(m): int(d) for m, d in lease.schema["dimensions"].items() if m != "fused"}
+        parts = control.patiently(lambda: find_parts(self._context.sessions, lease))
+        size, limit = 4 * sum(p.rows for p in parts) * sum(dimensions.values()), self._memory()
+        if size > limit:
+            message = f"The vectors take {size} bytes; this worker has {limit} for them. Train on fewer items."
+            raise JobError(message, code="features_too_large")
+        tables = (control.patiently(partial(read_part, self._context.store, part)) for part in parts)
+        dataset = read_parts(tables, dimensions)
+        named = lease.schema.get("splits")
+        if named is None:
+            return dataset
+        store = self._context.store
+        return _divided(dataset, control.patiently(lambda: read_verified(store, named["key"], named["sha256"])))
+
+    def run(self, lease: Lease, prepared: Dataset, control: Control) -> Outcome:
+        """Trains; a shard that was begun before goes on from its newest checkpoint."""
+        request = FineTuneRequest.model_validate(lease.request | {"features": lease.job_id, "input": None})
+        progress = JobProgress(self._context, lease, control)
+        outcome = fine_tune(prepared, request, progress)
+        progress.flush()
+        return outcome
+
+    def store(self, lease: Lease, output: Outcome, control: Control) -> Finished:
+        """Writes the model's files, and names it for the registry."""
+        model_id = new_id("model")
+        stored = {name: self._put(lease, model_id, name, data, control) for name, data in sorted(output.files.items())}
+        files = {name: {"key": o.key, "sha256": o.sha256, "bytes": o.bytes} for name, o in stored.items()}
+        spec = {
+            **output.spec,
+            "loader": "fine_tuned",
+            "files": files,
+            "preprocessing": lease.request["preprocessing"],
+            "fine_tuned": {
+                "encoders": encoder_ids(lease.schema),
+                "fusions": output.spec["fusions"],
+                "classes": output.spec["classes"],
+                "multi_label": output.spec["multi_label"],
+                "metrics": output.metrics,
+            },
+        }
+        model = NewModel(
+            id=model_id, kind=lease.request["method"], modality=None, dimension=int(output.spec["dimension"]),
+            fingerprint=stored[WEIGHTS].sha256, spec=spec,
+        )  # fmt: skip
+        # On the feature set of another job, nobody has counted its items in this one.
+        counted = lease.items if "features" in lease.spec else 0
+        return Finished(lease, stored[WEIGHTS], items_done=lease.items, succeeded=counted, model=model)
+
+    def _put(self, lease: Lease, model_id: str, name: str, data: bytes, control: Control) -> StoredObject:
+        key = keys.model(model_id, lease.token, name)
+        kind = _CONTENT_TYPES.get(PurePath(name).suffix, "application/octet-stream")
+        return control.patiently(lambda: self._context.store.put(key, data, kind))
+
+    def _memory(self) -> int:
+        return self._context.settings.worker.model_memory_bytes // 2
+
+
+def _divided(dataset: Dataset, splits: bytes) -> Dataset:
+    """The dataset divided as it was when its encoders were trained. Raises JobError (`too_few_items`)."""
+    split_of: dict[str, str] = json.loads(splits)
+    divided = replace(dataset, splits=[split_of.get(id) for id in dataset.ids])
+    if lost := sorted(set(split_of.values()) - set(divided.splits)):
+        message = (
+            f"Of the items for {', '.join(lost)} none could be encoded; the others were seen in training encoders."
+        )
+        raise JobError(message, code="too_few_items")
+    return divided
+
+
+class FineTunePool:
+    """What this service brings to the shard loop (see shared.worker.context.Pool)."""
+
+    def __init__(self, context: WorkerContext):
+        # No decode processes here: all cores are for training.
+        threads = torch_threads(context.settings.worker, decoding=False)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        from shared.ml.device import configure_threads
+
+        configure_threads(threads)
+        self.handlers: Mapping[Stage, Handler] = {Stage.FINE_TUNE: FineTune(context)}
+        self.lane: LaneHandler | None = None
+
+    def loaded_models(self) -> list[str]:
+        """None: each shard makes its own."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def make_pool(context: WorkerContext) -> FineTunePool:
+    """The fine-tuning pool."""
+    return FineTunePool(context)

@@ -1,0 +1,41 @@
+"""Protocols: what a worker must understand to run a shard, as a number, so that two releases can work side by side.
+
+A shard says which protocol it needs, and a worker claims none above its own: during a rolling upgrade new shards wait
+for new workers. To change what a shard's spec says, or what a stage leaves for the next one, add a line to `ADDED` and
+go on understanding the lower protocols (`Lease.protocol` says which one a shard has; what was laid out keeps its own).
+Workers of the first schema claim whatever is there, so the first line must not come before they are gone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from shared.jobs.encoders import named_models
+from shared.queues import Modality, Stage
+from shared.schemas import JobType
+
+
+class Added(NamedTuple):
+    """What came after protocol 1: the shards of `stage` in jobs whose request `asks` need `protocol`."""
+
+    protocol: int
+    stage: Stage
+    asks: Callable[[Mapping[str, Any]], bool]
+
+
+def _has_other_encoders(request: Mapping[str, Any]) -> bool:
+    """Encoders that are named by a model's id, or that the job itself may train."""
+    return request.get("type") == JobType.FINE_TUNE or bool(named_models(request.get("encoders") or {}))
+
+
+ADDED: tuple[Added, ...] = (
+    Added(2, Stage.PLAN, lambda request: request["type"] != JobType.FEATURES),
+    *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
+)
+
+#: The highest protocol that this release understands.
+PROTOCOL = max((added.protocol for added in ADDED), default=1)
+
+
+def protocol_of(stage: Stage, request: Mapping[str, Any]) -> int:
+    """The protocol that a new shard of this stage needs."""
+    return max((added.protocol for added in ADDED if added.stage is stage and added.asks(request)), default=1)

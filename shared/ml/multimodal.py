@@ -1,0 +1,149 @@
+"""A small model on the vectors of items: an embedding for each modality, their fusion, and a head.
+
+With one modality it is that modality alone: embedding, then head. Parameters are drawn, and values dropped, by torch's
+global generator: call `torch.manual_seed` before.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from shared.fusion_parameters import validate_parameters
+from shared.ml.fusion.base import Masks, Vectors, zero_missing
+from shared.ml.fusion.build import make_fusion
+from shared.queues import Modality
+from shared.schemas import FusionMethod, Strict
+
+_Size = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class MultimodalConfig(Strict):
+    """What a `MultimodalModel` is built from: with its `state_dict`, the whole model."""
+
+    dimensions: dict[Modality, _Size] = Field(min_length=1, description="of each modality's vectors")
+    outputs: _Size | None = Field(description="logits or values; null: the fused vector itself")
+    hidden: int = Field(128, ge=0, description="of each modality's embedding; 0: the standardised vector itself")
+    dropout: _Share = Field(0.1, description="in embeddings and head")
+    modality_dropout: _Share = Field(0.0, description="of the modalities of an item, while training")
+    fusion: FusionMethod = FusionMethod.CONCAT
+    parameters: dict[str, Any] = Field(default_factory=dict, description="of the fusion")
+    head_hidden: int = Field(0, ge=0, description="of the head's hidden layer; 0: a linear head")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        validate_parameters(self.fusion, self.parameters, self.dimensions, param="parameters")
+        if self.fusion is FusionMethod.NONE:
+            raise ValueError("a model needs a fusion; with one modality, `concat` leaves it as it is")
+        if self.fusion is FusionMethod.LATE and self.head_hidden:
+            raise ValueError("`late` has a head in each modality and none after them: head_hidden must be 0")
+        if self.outputs is None and self.head_hidden:
+            raise ValueError("without outputs there is no head: head_hidden must be 0")
+        return self
+
+    def alone(self, modality: Modality) -> Self:
+        """The same model of one modality."""
+        one = {"dimensions": {modality: self.dimensions[modality]}, "fusion": FusionMethod.CONCAT, "parameters": {}}
+        return self.model_copy(update=one)
+
+
+class MultimodalModel(nn.Module):
+    """Vectors of an item, whichever are there, to logits or values. A missing modality never leaks."""
+
+    def __init__(self, config: MultimodalConfig):
+        super().__init__()
+        self.config = config
+        modalities = [m for m in Modality if m in config.dimensions]
+        self.embeddings = nn.ModuleDict(
+            {m: _Embedding(config.dimensions[m], config.hidden, config.dropout) for m in modalities}
+        )
+        embedded = {m: config.hidden or config.dimensions[m] for m in modalities}
+        self.fusion = make_fusion(config.fusion, embedded, config.parameters, outputs=config.outputs)
+        self.head = _head(self.fusion.dimension, config)
+
+    @classmethod
+    def from_config(cls, config: MultimodalConfig | Mapping[str, Any]) -> Self:
+        """A new model; `load_state_dict` makes it the one whose state is loaded."""
+        return cls(MultimodalConfig.model_validate(config))
+
+    def fit_standardisation(self, vectors: Vectors, mask: Masks) -> None:
+        """Learn mean and standard deviation of each component from training data, over the items that have it.
+
+        Float [n, d_m] and bool [n] of each modality. A modality that no item has stays as it is.
+        """
+        for modality in self.config.dimensions:
+            rows = vectors[modality][mask[modality]]
+            embedding = self.embeddings[modality]
+            assert isinstance(embedding, _Embedding)
+            if len(rows):
+                embedding.fit(rows)
+
+    def forward(self, vectors: Vectors, mask: Masks) -> Tensor:
+        """Float [n, d_m] and bool [n] of each modality to [n, outputs]."""
+        mask = {m: mask[m] for m in self.config.dimensions}
+        if self.training and self.config.modality_dropout:
+            mask = drop_modalities(mask, self.config.modality_dropout)
+        output: Tensor = self.head(self.fuse(vectors, mask))
+        return output
+
+    def fuse(self, vectors: Vectors, mask: Masks) -> Tensor:
+        """What the head sees: [n, fusion.dimension]."""
+        output: Tensor = self.fusion(self.embed(vectors, mask), mask)
+        return output
+
+    def embed(self, vectors: Vectors, mask: Masks) -> dict[Modality, Tensor]:
+        """What the fusion sees: [n, hidden], or [n, d_m] if there is no embedding, of each modality."""
+        return {m: self.embeddings[m](zero_missing(vectors[m], mask[m])) for m in self.config.dimensions}
+
+
+class _Embedding(nn.Module):
+    """Standardised, then Linear → GELU → dropout to `hidden` values, if it is not 0."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dimension: int, hidden: int, dropout: float):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dimension))
+        self.register_buffer("std", torch.ones(dimension))
+        layers = [nn.Linear(dimension, hidden), nn.GELU(), nn.Dropout(dropout)] if hidden else []
+        self.layers = nn.Sequential(*layers)
+
+    def fit(self, rows: Tensor) -> None:
+        """Mean and standard deviation of rows [n, d]; what varies by no more than rounding is only centred."""
+        std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+        rounding = torch.finfo(torch.float32).eps * mean.abs()
+        self.mean.copy_(mean)
+        self.std.copy_(std.where(std > rounding, 1.0))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        output: Tensor = self.layers((rows - self.mean) / self.std)
+        return output
+
+
+def _head(dimension: int, config: MultimodalConfig) -> nn.Module:
+    if config.fusion is FusionMethod.LATE or config.outputs is None:
+        return nn.Identity()
+    if not config.head_hidden:
+        return nn.Linear(dimension, config.outputs)
+    return nn.Sequential(
+        nn.Linear(dimension, config.head_hidden),
+        nn.GELU(),
+        nn.Dropout(config.dropout),
+        nn.Linear(config.head_hidden, config.outputs),
+    )
+
+
+def drop_modalities(mask: Masks, p: float) -> dict[Modality, Tensor]:
+    """Masks [n] in which each item lost each modality it had with probability p, but never its last one.
+
+    Modality dropout of Neverova et al., "ModDrop" (PAMI 2016). Where all would go, one of them stays, each as likely.
+    """
+    modalities = [m for m in Modality if m in mask]
+    present = torch.stack([mask[m] for m in modalities], dim=1)
+    draws = torch.rand(present.shape, device=present.device).where(present, -1.0)
+    kept = present & ((draws >= p) | (draws == draws.amax(1, keepdim=True)))
+    return dict(zip(modalities, kept.unbind(1), strict=True))

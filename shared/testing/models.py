@@ -1,0 +1,76 @@
+"""Trained models without training: for tests of what is done with them."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from shared.db import Sessions
+from shared.ids import new_id
+from shared.jobs.models import Model
+from shared.ml.multimodal import MultimodalConfig, MultimodalModel
+from shared.ml.trained import WEIGHTS, Member, Task, TrainedConfig, save_trained
+from shared.preprocessing import Preprocessing
+from shared.queues import Modality
+from shared.storage import keys
+from shared.storage.objects import ObjectStore
+
+
+def add_trained_model(
+    sessions: Sessions,
+    store: ObjectStore,
+    encoders: Mapping[Modality, tuple[str, int]],
+    *,
+    classes: int = 3,
+    tenant: str = "default",
+    spec: Mapping[str, Any] | None = None,
+) -> str:
+    """Registers a classifier with random weights (a regressor, if it has no classes) as a fine_tune job would.
+
+    `encoders` are an id and a dimension for each modality; `spec` goes into the row's. Returns the model's id.
+    """
+    names = [f"class-{i}" for i in range(classes)]
+    config = TrainedConfig(
+        task=Task.SINGLE_LABEL if classes else Task.REGRESSION,
+        classes=names,
+        prior=[1 / classes] * classes if classes else [0.5],
+        members=[
+            Member(
+                name="concat",
+                weight=1,
+                model=MultimodalConfig(
+                    dimensions={m: dimension for m, (_, dimension) in encoders.items()}, outputs=classes or 1, hidden=8
+                ),
+            )
+        ],
+    )
+    torch.manual_seed(0)
+    files = save_trained(config, [MultimodalModel(config.members[0].model).state_dict()])
+    id, token = new_id("model"), uuid4()
+    stored = {name: store.put(keys.model(id, token, name), data) for name, data in files.items()}
+    row = Model(
+        id=id,
+        tenant=tenant,
+        kind="classifier" if classes else "regressor",
+        dimension=8 * len(encoders),
+        fingerprint=stored[WEIGHTS].sha256,
+        key=stored[WEIGHTS].key,
+        sha256=stored[WEIGHTS].sha256,
+        spec={
+            "loader": "fine_tuned",
+            "files": {name: {"key": o.key, "sha256": o.sha256, "bytes": o.bytes} for name, o in stored.items()},
+            "preprocessing": Preprocessing().model_dump(mode="json"),
+            "fine_tuned": {
+                "encoders": {m.value: encoder for m, (encoder, _) in encoders.items()},
+                "fusions": ["concat"],
+                "classes": names,
+                "multi_label": False,
+                "metrics": {},
+            },
+            **(spec or {}),
+        },
+    )
+    with sessions.begin() as session:
+        session.add(row)
+    return id

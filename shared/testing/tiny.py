@@ -1,0 +1,89 @@
+"""Encoders and data small enough to be trained in a test."""
+
+import importlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from shared.catalog import EncoderSpec
+from shared.ml.torchvision_shim import make_torchvision_importable
+from shared.queues import Modality
+
+_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+_FILLERS = ("the", "a", "red", "blue", "park", "house", "runs")
+SOUNDS = ("tone", "rising", "falling", "noise")
+SAMPLE_RATE = 16_000
+
+
+def tiny_bert(folder: Path) -> EncoderSpec:
+    """A BERT with random weights that knows the words of `word_order`; its files are written into `folder`."""
+    make_torchvision_importable()
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    transformers: Any = importlib.import_module("transformers")  # its functions have no types
+    transformers.utils.logging.disable_progress_bar()
+    vocabulary = {word: place for place, word in enumerate([*_SPECIAL.values(), *_FILLERS, "dog", "cat"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=24,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    return EncoderSpec(
+        id="tiny-bert", modality=Modality.TEXT, dimension=32, loader="transformers", source=str(folder),
+        options={"pooling": "mean"},
+    )  # fmt: skip
+
+
+def tiny_cnn(**options: object) -> EncoderSpec:
+    """A log-mel CNN with few maps."""
+    return EncoderSpec(
+        id="tiny-cnn", modality=Modality.AUDIO, dimension=32, loader="log_mel_cnn", fitted=True, supervised=True,
+        options={"channels": (8, 16, 32), "window_seconds": 1.0, **options},
+    )  # fmt: skip
+
+
+def word_order(count: int, seed: int) -> list[tuple[str, str]]:
+    """Texts of the same words, and which of `dog` and `cat` comes first: no bag of words can tell."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        words = list(rng.choice(_FILLERS, 6))
+        pair = [str(word) for word in rng.permutation(["dog", "cat"])]
+        first, second = sorted(rng.choice(7, 2, replace=False))
+        words.insert(first, pair[0])
+        words.insert(second + 1, pair[1])
+        found.append((" ".join(words), pair[0]))
+    return found
+
+
+def sounds(count: int, seed: int) -> list[tuple[bytes, str]]:
+    """WAV files of different lengths, pitches and loudness, with some noise, and their kinds, SOUNDS in turn."""
+    rng = np.random.default_rng(seed)
+    kinds: Sequence[str] = [SOUNDS[place % len(SOUNDS)] for place in range(count)]
+    return [(_wav(_sound(kind, rng)), kind) for kind in kinds]
+
+
+def _sound(kind: str, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    time = np.arange(int(SAMPLE_RATE * rng.uniform(0.4, 1.5))) / SAMPLE_RATE
+    pitch, loudness = rng.uniform(300, 2500), rng.uniform(0.1, 0.9)
+    hertz: dict[str, Any] = {"tone": pitch, "rising": pitch + 1000 * time, "falling": pitch + 2000 - 700 * time}
+    samples = np.sin(2 * np.pi * hertz[kind] * time) if kind in hertz else rng.normal(scale=0.5, size=len(time))
+    noisy = loudness * samples + rng.normal(scale=0.02, size=len(time))
+    return np.asarray(noisy / max(1.0, float(np.abs(noisy).max())))
+
+
+def _wav(samples: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bytes:
+    target = io.BytesIO()
+    soundfile.write(target, samples, SAMPLE_RATE, format="WAV")
+    return target.getvalue()
