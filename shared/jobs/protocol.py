@@ -27,8 +27,15 @@ def _has_other_encoders(request: Mapping[str, Any]) -> bool:
     return request.get("type") == JobType.FINE_TUNE or bool(named_models(request.get("encoders") or {}))
 
 
+def _is_fused_otherwise(request: Mapping[str, Any]) -> bool:
+    """By a trained model, or not at all because training or prediction comes after."""
+    is_new = request.get("type", JobType.FEATURES) != JobType.FEATURES
+    return is_new or (request.get("fusion") or {}).get("model") is not None
+
+
 ADDED: tuple[Added, ...] = (
-    Added(2, Stage.PLAN, lambda request: request["type"] != JobType.FEATURES),
+    Added(2, Stage.PLAN, _is_fused_otherwise),
+    Added(2, Stage.FUSION, _is_fused_otherwise),
     *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
 )
 

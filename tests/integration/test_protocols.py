@@ -9,7 +9,7 @@ from shared.db import Sessions
 from shared.ids import new_id
 from shared.jobs import engine, protocol, repository
 from shared.jobs.models import Job, Shard, Worker
-from shared.jobs.protocol import Added
+from shared.jobs.protocol import PROTOCOL, Added
 from shared.jobs.records import Lease
 from shared.jobs.registry import live_workers, stranded_shards
 from shared.jobs.repository import NewJob
@@ -134,11 +134,12 @@ def test_shards_that_no_live_worker_understands_are_named(sessions: Sessions, ne
 
 
 def test_a_job_ends_when_both_releases_work_on_it(sessions: Sessions, new_release: NewRelease) -> None:
-    new_release(Stage.FUSION)
+    newer = PROTOCOL + 1
+    new_release(Stage.FUSION, number=newer)
     id = make_job(sessions, slices=4)
     done = run_dry(sessions)  # by workers of the older one
     assert {lease.stage for lease in done} == {Stage.TEXT, Stage.IMAGE, Stage.AUDIO}
-    for lease in claim(sessions, Queue.FUSION, 2):
+    for lease in claim(sessions, Queue.FUSION, newer):
         with sessions.begin() as session:
             engine.start(session, lease)
             assert engine.finish(session, [result_of(lease)])
