@@ -22,12 +22,13 @@ from services.client.commands.creating import (
     follow,
     only_given,
 )
-from services.client.commands.options import AsJson, Metadata, connection, pairs
+from services.client.commands.options import AsJson, Connection, Metadata, connection, pairs
 from services.client.commands.watch import exit_unless_succeeded, watch_to_the_end
 from services.client.job_options import FineTuneOptions, PredictOptions
 from services.client.model_tables import scores_table
 from services.client.rendering import messages, print_json
 from shared.fine_tuning import Method, Preset, TrainEncoder, Training
+from shared.schemas import Job
 
 _TRAINING = "Training"
 _DATA = "Which items train and which judge"
@@ -40,71 +41,86 @@ Source = Annotated[
 ]
 FusionName = Literal["concat", "weighted", "align", "gated", "low_rank", "attention", "late"]
 
+WatchTraining = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show progress, and at the end how good the model is.")
+]
+MethodOption = Annotated[
+    Method | None,
+    typer.Option(
+        metavar="METHOD", help="classifier (of `label`), regressor (of `target`), or align: all in one space."
+    ),
+]
+PresetOption = Annotated[
+    Preset | None, typer.Option(help="fast: one fusion; good: the best of a few; best: several, combined.")
+]
+FusionOption = Annotated[
+    FusionName | None,
+    typer.Option(
+        metavar="METHOD",
+        help=f"{', '.join(get_args(FusionName)[:-1])} or {get_args(FusionName)[-1]}, instead of the preset's.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+FusionParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Of --fusion, such as dimension=64.", rich_help_panel=_TRAINING),
+]
+TrainingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help=f"A setting; may be repeated: {', '.join(Training.model_fields)}.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+LabelsOption = Annotated[
+    Literal["one", "several"] | None,
+    typer.Option(help="How many an item can have; told from the items otherwise.", rich_help_panel=_TRAINING),
+]
+TrainEncoderOption = Annotated[
+    TrainEncoder | None,
+    typer.Option(
+        metavar="HOW", help="frozen, or trained too: lora (a few weights) or full.", rich_help_panel=_TRAINING
+    ),
+]
+TrialsOption = Annotated[
+    int | None, typer.Option(help="Search better settings with this many trials.", rich_help_panel=_TRAINING)
+]
+SearchSecondsOption = Annotated[
+    float | None, typer.Option(help="No new trial after so long.", rich_help_panel=_TRAINING)
+]
+ValidationOption = Annotated[
+    float | None, typer.Option(help="Share of items that choose among models.", rich_help_panel=_DATA)
+]
+TestOption = Annotated[
+    float | None, typer.Option(help="Share of items for the final judgement.", rich_help_panel=_DATA)
+]
+FoldsOption = Annotated[
+    int | None, typer.Option(help="Cross-validation, beside the final model.", rich_help_panel=_DATA)
+]
+MaxFailedFractionOption = Annotated[
+    float | None, typer.Option(help="More failed items, and nothing is trained.", rich_help_panel=_DATA)
+]
+
 
 def train(
     context: typer.Context,
     source: Source,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show progress, and at the end how good the model is.")
-    ] = False,
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            metavar="METHOD", help="classifier (of `label`), regressor (of `target`), or align: all in one space."
-        ),
-    ] = None,
-    preset: Annotated[
-        Preset | None, typer.Option(help="fast: one fusion; good: the best of a few; best: several, combined.")
-    ] = None,
-    fusion: Annotated[
-        FusionName | None,
-        typer.Option(
-            metavar="METHOD",
-            help=f"{', '.join(get_args(FusionName)[:-1])} or {get_args(FusionName)[-1]}, instead of the preset's.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    fusion_parameter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Of --fusion, such as dimension=64.", rich_help_panel=_TRAINING),
-    ] = None,
-    training: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help=f"A setting; may be repeated: {', '.join(Training.model_fields)}.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    labels: Annotated[
-        Literal["one", "several"] | None,
-        typer.Option(help="How many an item can have; told from the items otherwise.", rich_help_panel=_TRAINING),
-    ] = None,
-    train_encoder: Annotated[
-        TrainEncoder | None,
-        typer.Option(
-            metavar="HOW", help="frozen, or trained too: lora (a few weights) or full.", rich_help_panel=_TRAINING
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Search better settings with this many trials.", rich_help_panel=_TRAINING)
-    ] = None,
-    search_seconds: Annotated[
-        float | None, typer.Option(help="No new trial after so long.", rich_help_panel=_TRAINING)
-    ] = None,
-    validation: Annotated[
-        float | None, typer.Option(help="Share of items that choose among models.", rich_help_panel=_DATA)
-    ] = None,
-    test: Annotated[
-        float | None, typer.Option(help="Share of items for the final judgement.", rich_help_panel=_DATA)
-    ] = None,
-    folds: Annotated[
-        int | None, typer.Option(help="Cross-validation, beside the final model.", rich_help_panel=_DATA)
-    ] = None,
-    max_failed_fraction: Annotated[
-        float | None, typer.Option(help="More failed items, and nothing is trained.", rich_help_panel=_DATA)
-    ] = None,
+    watch: WatchTraining = False,
+    method: MethodOption = None,
+    preset: PresetOption = None,
+    fusion: FusionOption = None,
+    fusion_parameter: FusionParameterOption = None,
+    training: TrainingOption = None,
+    labels: LabelsOption = None,
+    train_encoder: TrainEncoderOption = None,
+    trials: TrialsOption = None,
+    search_seconds: SearchSecondsOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    folds: FoldsOption = None,
+    max_failed_fraction: MaxFailedFractionOption = None,
     text: TextEncoder = None,
     image: ImageEncoder = None,
     audio: AudioEncoder = None,
@@ -152,9 +168,14 @@ def train(
     )
     here = connection(context)
     job = create(here, lambda client, on_bytes: client.fine_tune(source, on_bytes=on_bytes, **options))
-    if not watch:
+    if watch:
+        _watch(here, job, as_json=as_json)
+    else:
         follow(here, job, watch=False, output=None, as_json=as_json)
-        return
+
+
+def _watch(here: Connection, job: Job, *, as_json: bool) -> None:
+    """Shows how training goes, then how good the model is; its id goes to stdout."""
     messages().print(job.id)
     job = watch_to_the_end(here, job.id)
     if as_json:
