@@ -115,7 +115,9 @@ class _Embedding(nn.Module):
     def fit(self, rows: Tensor) -> None:
         """Mean and standard deviation of rows [n, d]; what varies by no more than rounding is only centred."""
         std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
-        rounding = torch.finfo(torch.float32).eps * mean.abs()
+        float32 = torch.finfo(torch.float32)
+        # Below the smallest normal number a divisor has hardly a digit left, or is 0 once it is float32.
+        rounding = (float32.eps * mean.abs()).clamp(min=float32.tiny)
         self.mean.copy_(mean)
         self.std.copy_(std.where(std > rounding, 1.0))
 
