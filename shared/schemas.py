@@ -7,7 +7,17 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError, to_json
 
 from shared.conversations import Message, as_item
@@ -191,6 +201,11 @@ class Fusion(Strict):
         if self.weights and self.method is not FusionMethod.WEIGHTED:
             raise ValueError('weights are used by the method "weighted" only')
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Workers of the first release, beside which this one may run, refuse fields that they do not know.
+        return {name: value for name, value in dump(self).items() if value is not None}
 
     def parameters(self) -> dict[str, Any]:
         """Those of the method, as in `shared.fusion_parameters`."""
