@@ -3,6 +3,7 @@
 Mitchell et al., "Model cards for model reporting" (FAT* 2019).
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -24,6 +25,7 @@ def model_card(metrics: Mapping[str, Any], config: TrainedConfig, plots: Sequenc
         _head(metrics, config),
         data_section(metrics),
         _scores(metrics),
+        *([prompts_section(metrics["prompts"])] if metrics.get("prompts") else []),
         _alone(metrics),
         _contributions(metrics),
         _robustness(metrics),
@@ -81,6 +83,21 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     return "## Scores on test items\n\n" + table(
         ["score", "value"], [(name.replace("_", " "), test[name]) for name in _HEADLINES if name in test]
     )
+
+
+def prompts_section(prompts: Sequence[Mapping[str, Any]]) -> str:
+    """The prompts that were tried, best first."""
+    rows = [
+        (place, tried["validation_score"], tried["validation_loss"], _words_of(tried["prompt"]))
+        for place, tried in enumerate(prompts, 1)
+    ]
+    note = "The first is the one that is used: it is best on validation items."
+    return f"## Prompts\n\n{table(['', 'score on validation items', 'loss', 'prompt'], rows)}\n\n{note}"
+
+
+def _words_of(prompt: Mapping[str, Any]) -> str:
+    """What was given of a prompt, in one line; what is usual was not."""
+    return "; ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in prompt.items()) or "as usual"
 
 
 def _alone(metrics: Mapping[str, Any]) -> str:

@@ -6,16 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from services.finetune.data import Dataset, read_parts
-from services.finetune.recipes import Outcome, fine_tune
-from shared.errors import JobError
-from shared.fine_tuning import FineTuneRequest
+from services.finetune.recipes import Outcome, Towers, fine_tune
+from shared.catalog import EncoderSpec, text_tower
+from shared.errors import InvalidRequestError, JobError
 from shared.ids import new_id
-from shared.jobs.encoders import encoder_ids
+from shared.jobs.encoders import encoder_ids, encoder_of
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
+from shared.ml.encoders.loading import load_trainable
 from shared.ml.feature_parts import find_parts, read_part
+from shared.ml.models import load_on_worker
 from shared.queues import Modality, Stage
+from shared.requests import JobRequest
 from shared.storage import keys
 from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control
@@ -25,6 +31,8 @@ from shared.worker.slices import read_verified
 
 #: The file of a model by which its row knows it.
 WEIGHTS = "model.safetensors"
+
+_REQUEST: TypeAdapter[Any] = TypeAdapter(JobRequest)
 
 _CONTENT_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
 
@@ -56,11 +64,28 @@ class FineTune:
 
     def run(self, lease: Lease, prepared: Dataset, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
-        request = FineTuneRequest.model_validate(lease.request | {"features": lease.job_id, "input": None})
+        # Its items are in the feature set; where they were found does not matter any more.
+        request = _REQUEST.validate_python(lease.request | {"features": lease.job_id, "input": None})
         progress = JobProgress(self._context, lease, control)
-        outcome = fine_tune(prepared, request, progress)
+        outcome = fine_tune(prepared, request, progress, towers=self._towers(lease, control))
         progress.flush()
         return outcome
+
+    def _towers(self, lease: Lease, control: Control) -> Towers:
+        """The text tower of the model whose other towers made the vectors."""
+        catalog = self._context.catalog
+
+        def spec() -> EncoderSpec:
+            encoders = {Modality(m): encoder_of(lease.schema, Modality(m), catalog) for m in lease.schema["encoders"]}
+            try:
+                return text_tower(catalog, encoders, lease.request.get("text_encoder"))
+            except InvalidRequestError as error:
+                raise JobError(error.message, code=error.error_code, param=error.param) from error
+
+        return Towers(
+            load=lambda: load_on_worker(self._context, spec(), control),
+            load_trainable=lambda: load_trainable(spec(), device=self._context.settings.worker.device),
+        )
 
     def store(self, lease: Lease, output: Outcome, control: Control) -> Finished:
         """Writes the model's files, and names it for the registry."""
@@ -81,8 +106,8 @@ class FineTune:
             },
         }
         model = NewModel(
-            id=model_id, kind=lease.request["method"], modality=None, dimension=int(output.spec["dimension"]),
-            fingerprint=stored[WEIGHTS].sha256, spec=spec,
+            id=model_id, kind=output.kind or lease.request["method"], modality=None,
+            dimension=int(output.spec["dimension"]), fingerprint=stored[WEIGHTS].sha256, spec=spec,
         )  # fmt: skip
         # On the feature set of another job, nobody has counted its items in this one.
         counted = lease.items if "features" in lease.spec else 0

@@ -12,6 +12,7 @@ TAGS = [
     {"name": "results", "description": "What jobs leave behind: events, features, errors of items."},
     {"name": "predictions", "description": "What a model says of a few items, while the caller waits."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
+    {"name": "prompts", "description": "How items and their labels are put to models, as data with versions."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
     {"name": "health", "description": "For those that watch this service."},
