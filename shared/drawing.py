@@ -20,6 +20,9 @@ _PREVIEW, _GREY = 448, (160, 160, 160)
 #: Share of a band that is kept free at each side; smallest height of letters in pixels; an outline's share of it.
 _MARGIN, _SMALLEST, _OUTLINE = 0.03, 4, 12
 
+#: What no line begins with.
+_NEVER_FIRST = " ，。、！？；：）》」』】〉…"
+
 
 def draw_text(image: "Image.Image", drawn: DrawnText) -> "Image.Image":
     """The words on an RGB picture, in its centred square: no encoder cuts that off. Changes the picture itself.
@@ -38,10 +41,7 @@ def draw_text(image: "Image.Image", drawn: DrawnText) -> "Image.Image":
     pen = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
         place = image.width / 2, top + number * step
-        pen.text(
-            place, line, drawn.colour, _font(size), anchor="ma", stroke_width=stroke, stroke_fill=drawn.outline,
-            features=["-kern"],
-        )  # fmt: skip
+        pen.text(place, line, drawn.colour, _font(size), anchor="ma", stroke_width=stroke, stroke_fill=drawn.outline)
     return image
 
 
@@ -80,8 +80,8 @@ def _lines(text: str, size: int, width: int) -> list[str]:
 def _pieces(text: str) -> list[str]:
     pieces: list[str] = []
     for character in text:
-        glued = pieces and not _is_wide(character) and not _is_wide(pieces[-1][-1]) and not pieces[-1].endswith(" ")
-        if glued or (pieces and character == " "):
+        inside = pieces and not _is_wide(character) and not _is_wide(pieces[-1][-1]) and not pieces[-1].endswith(" ")
+        if inside or (pieces and character in _NEVER_FIRST):
             pieces[-1] += character
         else:
             pieces.append(character)
