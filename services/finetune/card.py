@@ -24,12 +24,12 @@ def model_card(metrics: Mapping[str, Any], config: TrainedConfig, plots: Sequenc
     sections = [
         _head(metrics, config),
         data_section(metrics),
-        _scores(metrics),
+        score_table(metrics),
         *([prompts_section(metrics["prompts"])] if metrics.get("prompts") else []),
         _alone(metrics),
         _contributions(metrics),
         _robustness(metrics),
-        *([_classes(metrics)] if "classes" in metrics["test"] else []),
+        *([class_table(metrics)] if "classes" in metrics["test"] else []),
         *([_folds(metrics)] if "folds" in metrics else []),
         _usage(metrics),
         _making(metrics),
@@ -78,7 +78,8 @@ def data_section(metrics: Mapping[str, Any]) -> str:
     return "\n".join([f"## Data\n\nItems: {items}.\n", *(notes or ["The checks found nothing odd."])])
 
 
-def _scores(metrics: Mapping[str, Any]) -> str:
+def score_table(metrics: Mapping[str, Any]) -> str:
+    """The scores on test items."""
     test = metrics["test"]
     return "## Scores on test items\n\n" + table(
         ["score", "value"], [(name.replace("_", " "), test[name]) for name in _HEADLINES if name in test]
@@ -131,7 +132,8 @@ def _robustness(metrics: Mapping[str, Any]) -> str:
     return "## Robustness\n\n" + "\n\n".join([*tables, note])
 
 
-def _classes(metrics: Mapping[str, Any]) -> str:
+def class_table(metrics: Mapping[str, Any]) -> str:
+    """The scores of each class."""
     columns = ["items", "precision", "recall", "f1", "auroc", "average_precision"]
     rows = [(name, *(row[column] for column in columns)) for name, row in metrics["test"]["classes"].items()]
     return "## Classes\n\n" + table(["class", *(c.replace("_", " ") for c in columns)], rows)

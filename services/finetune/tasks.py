@@ -11,15 +11,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from services.finetune.data import Dataset, read_parts
-from services.finetune.recipes import Outcome, Towers, fine_tune
-from shared.catalog import EncoderSpec, text_tower
-from shared.errors import InvalidRequestError, JobError
+from services.finetune.language.data import Conversations, read_conversations
+from services.finetune.prompting.pretrained import pretrained
+from services.finetune.recipes import Outcome, fine_tune
+from shared.errors import JobError
 from shared.ids import new_id
-from shared.jobs.encoders import encoder_ids, encoder_of
+from shared.jobs.encoders import encoder_ids
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
-from shared.ml.encoders.loading import load_trainable
 from shared.ml.feature_parts import find_parts, read_part
-from shared.ml.models import load_on_worker
 from shared.queues import Modality, Stage
 from shared.requests import JobRequest
 from shared.storage import keys
@@ -28,9 +27,6 @@ from shared.worker.control import Control
 from shared.worker.processes import torch_threads
 from shared.worker.progress import JobProgress
 from shared.worker.slices import read_verified
-
-#: The file of a model by which its row knows it.
-WEIGHTS = "model.safetensors"
 
 _REQUEST: TypeAdapter[Any] = TypeAdapter(JobRequest)
 
@@ -46,8 +42,11 @@ class FineTune:
     def load(self, lease: Lease, control: Control) -> None:
         """There is no model yet."""
 
-    def prepare(self, lease: Lease, control: Control) -> Dataset:
-        """Reads the feature set. Raises JobError (`features_too_large`) if it does not fit into memory."""
+    def prepare(self, lease: Lease, control: Control) -> Dataset | Conversations:
+        """Reads the feature set; its words too, if a language model asks for them.
+
+        Raises JobError (`features_too_large`) if it does not fit into memory.
+        """
         dimensions = {Modality(m): int(d) for m, d in lease.schema["dimensions"].items() if m != "fused"}
         parts = control.patiently(lambda: find_parts(self._context.sessions, lease))
         size, limit = 4 * sum(p.rows for p in parts) * sum(dimensions.values()), self._memory()
@@ -55,6 +54,8 @@ class FineTune:
             message = f"The vectors take {size} bytes; this worker has {limit} for them. Train on fewer items."
             raise JobError(message, code="features_too_large")
         tables = (control.patiently(partial(read_part, self._context.store, part)) for part in parts)
+        if lease.request.get("language_model") is not None:
+            return read_conversations(tables, dimensions)
         dataset = read_parts(tables, dimensions)
         named = lease.schema.get("splits")
         if named is None:
@@ -62,30 +63,14 @@ class FineTune:
         store = self._context.store
         return _divided(dataset, control.patiently(lambda: read_verified(store, named["key"], named["sha256"])))
 
-    def run(self, lease: Lease, prepared: Dataset, control: Control) -> Outcome:
+    def run(self, lease: Lease, prepared: Dataset | Conversations, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
         # Its items are in the feature set; where they were found does not matter any more.
         request = _REQUEST.validate_python(lease.request | {"features": lease.job_id, "input": None})
         progress = JobProgress(self._context, lease, control)
-        outcome = fine_tune(prepared, request, progress, towers=self._towers(lease, control))
+        outcome = fine_tune(prepared, request, progress, models=pretrained(self._context, lease, control))
         progress.flush()
         return outcome
-
-    def _towers(self, lease: Lease, control: Control) -> Towers:
-        """The text tower of the model whose other towers made the vectors."""
-        catalog = self._context.catalog
-
-        def spec() -> EncoderSpec:
-            encoders = {Modality(m): encoder_of(lease.schema, Modality(m), catalog) for m in lease.schema["encoders"]}
-            try:
-                return text_tower(catalog, encoders, lease.request.get("text_encoder"))
-            except InvalidRequestError as error:
-                raise JobError(error.message, code=error.error_code, param=error.param) from error
-
-        return Towers(
-            load=lambda: load_on_worker(self._context, spec(), control),
-            load_trainable=lambda: load_trainable(spec(), device=self._context.settings.worker.device),
-        )
 
     def store(self, lease: Lease, output: Outcome, control: Control) -> Finished:
         """Writes the model's files, and names it for the registry."""
@@ -107,11 +92,11 @@ class FineTune:
         }
         model = NewModel(
             id=model_id, kind=output.kind or lease.request["method"], modality=None,
-            dimension=int(output.spec["dimension"]), fingerprint=stored[WEIGHTS].sha256, spec=spec,
+            dimension=int(output.spec["dimension"]), fingerprint=stored[output.weights].sha256, spec=spec,
         )  # fmt: skip
         # On the feature set of another job, nobody has counted its items in this one.
         counted = lease.items if "features" in lease.spec else 0
-        return Finished(lease, stored[WEIGHTS], items_done=lease.items, succeeded=counted, model=model)
+        return Finished(lease, stored[output.weights], items_done=lease.items, succeeded=counted, model=model)
 
     def _put(self, lease: Lease, model_id: str, name: str, data: bytes, control: Control) -> StoredObject:
         key = keys.model(model_id, lease.token, name)

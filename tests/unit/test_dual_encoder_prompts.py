@@ -11,7 +11,8 @@ import torch
 from services.finetune.data import Dataset
 from services.finetune.prompting.context import CONTEXT, PromptedTower
 from services.finetune.prompting.dual import class_vectors
-from services.finetune.recipes import Outcome, Towers, fine_tune
+from services.finetune.prompting.pretrained import Pretrained
+from services.finetune.recipes import Outcome, fine_tune
 from shared.catalog import Catalog, EncoderSpec, text_tower
 from shared.errors import InvalidRequestError
 from shared.language_tuning import ContextTraining, PromptRequest
@@ -55,11 +56,12 @@ def request(**options: Any) -> PromptRequest:
 def run(
     data: Dataset, towers: tuple[EncoderSpec, EncoderSpec], outside: Outside | None = None, **options: Any
 ) -> Outcome:
-    loading = Towers(
-        load=lambda: load_encoder(towers[0], device="cpu", precision="fp32"),
-        load_trainable=lambda: load_trainable(towers[0], device="cpu"),
+    models = Pretrained(
+        text_tower=lambda: load_encoder(towers[0], device="cpu", precision="fp32"),
+        trainable_text_tower=lambda: load_trainable(towers[0], device="cpu"),
+        language_model=pytest.fail,
     )
-    return fine_tune(data, request(**options), outside or Outside(), device="cpu", towers=loading)
+    return fine_tune(data, request(**options), outside or Outside(), device="cpu", models=models)
 
 
 def plain_clip(towers: tuple[EncoderSpec, EncoderSpec], vectors: np.ndarray[Any, Any], scale: float) -> Any:
@@ -138,9 +140,9 @@ def test_context_lowers_the_loss_and_leaves_the_tower_as_it_is(
     """Names that say nothing are told apart by what is learned before them; frozen weights stay bit for bit."""
     encoder: Any = load_trainable(towers[0], device="cpu")
     before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
-    loading = Towers(load=lambda: encoder, load_trainable=lambda: encoder)
+    models = Pretrained(text_tower=pytest.fail, trainable_text_tower=lambda: encoder, language_model=pytest.fail)
     asked = request(how="context", scale=10, context={"epochs": 8, "batch_size": 16})
-    made = fine_tune(data, asked, Outside(), device="cpu", towers=loading)
+    made = fine_tune(data, asked, Outside(), device="cpu", models=models)
     for name, tensor in encoder.module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     curve = json.loads(made.files["metrics.json"])["curves"]["context"]

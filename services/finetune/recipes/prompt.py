@@ -1,7 +1,6 @@
 """The recipe for prompts: a classifier of a pretrained model that is asked in words, or in learned vectors."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,16 @@ from services.finetune.artifacts import write_artifacts
 from services.finetune.assessment import assess
 from services.finetune.checks import Finding, check_alone, check_parts, check_sizes
 from services.finetune.data import Dataset
+from services.finetune.language.data import Conversations
 from services.finetune.modelling import Outside, Run, Trained
 from services.finetune.outcome import Outcome, as_json
 from services.finetune.prompting.context import learn_context
 from services.finetune.prompting.dual import class_vectors, zero_shot
+from services.finetune.prompting.likelihood import choose_by_likelihood
+from services.finetune.prompting.pretrained import Pretrained
 from services.finetune.prompting.ranking import as_metrics, try_all
 from services.finetune.recipes.classifier import class_problem
-from services.finetune.recipes.supervised import describe_run, spec_of
+from services.finetune.recipes.supervised import describe_run, spec_of, trainable
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Training
 from shared.language_tuning import How, PromptRequest
@@ -29,16 +31,14 @@ from shared.prompts import PromptTemplate
 _FEWEST_ITEMS = 10
 
 
-@dataclass(frozen=True)
-class Towers:
-    """How the text tower that reads class templates is brought into memory: ready to encode, or to be learned through
-    (see shared.ml.encoders.loading)."""
-
-    load: Callable[[], Encoder]
-    load_trainable: Callable[[], Any]
+def prompt(data: Dataset | Conversations, request: PromptRequest, outside: Outside, models: Pretrained) -> Outcome:
+    """A classifier of a language model, if the request names one, or of a dual encoder."""
+    if isinstance(data, Conversations):
+        return choose_by_likelihood(data, request, outside, models.language_model())
+    return _compare(data, request, outside, models)
 
 
-def prompt(data: Dataset, request: PromptRequest, outside: Outside, towers: Towers) -> Outcome:
+def _compare(data: Dataset, request: PromptRequest, outside: Outside, models: Pretrained) -> Outcome:
     """A classifier of a dual encoder, chosen by validation items and measured on test items.
 
     Raises JobError (`no_labels`, `several_labels`, `too_few_items`, `one_class`), and what stops the run.
@@ -49,11 +49,11 @@ def prompt(data: Dataset, request: PromptRequest, outside: Outside, towers: Towe
     outside.progress.report("split", **{part: len(rows) for part, rows in run.parts.named().items()})
     if request.how is How.CONTEXT:
         template = _template(request)
-        learned = learn_context(run, request, template, towers.load_trainable())
+        learned = learn_context(run, request, template, models.trainable_text_tower())
         fused, vectors, extra = learned.trained, learned.vectors, learned.files
         tried: list[dict[str, Any]] = []
     else:
-        fused, vectors, tried = _best_prompt(run, request, towers.load())
+        fused, vectors, tried = _best_prompt(run, request, models.text_tower())
         extra = {}
     alone = {m: zero_shot(m.value, run.on([m]), vectors, request.scale) for m in run.data.vectors}
     measured = assess(run, fused, alone)
@@ -101,7 +101,7 @@ def _prepare(data: Dataset, request: PromptRequest, outside: Outside) -> tuple[R
         raise JobError(message, code="one_class", param="items")
     problem = replace(problem, known=len(problem.classes))
     parts = divide(items.splits, problem.strata, asked.splitting, generator(asked.training.seed, "split"))
-    findings = []
+    items, findings = trainable(items, parts)
     if len(items) < len(data):
         message = f"{len(data) - len(items)} of {len(data)} items have no label or no vector; they are left out."
         findings.append(Finding("left_out", "info", message))

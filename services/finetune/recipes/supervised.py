@@ -64,13 +64,13 @@ def _prepare(
         raise JobError(message, code="too_few_items", param="items")
     seed = request.training.seed
     parts = divide(items.splits, problem.strata, request.splitting, generator(seed, "split"))
-    items, absent = _trainable(items, parts)
+    items, absent = trainable(items, parts)
     run = Run.of(items, problem, parts, request, outside)
     findings += [*absent, *check_parts(run.data, run.problem, parts)]
     return run, findings + check_leaks(run.data, run.problem, parts, generator(seed, "sketch"))
 
 
-def _trainable(items: Dataset, parts: Parts) -> tuple[Dataset, list[Finding]]:
+def trainable(items: Dataset, parts: Parts) -> tuple[Dataset, list[Finding]]:
     """The modalities that training and validation items have."""
     kept = [m for m, present in items.present.items() if all(present[p].any() for p in (parts.train, parts.validation))]
     findings = [
