@@ -12,7 +12,7 @@ from shared.jobs.encoders import MODEL, encoder_ids
 from shared.jobs.models import Model
 from shared.jobs.prompts import find_prompt
 from shared.language_models import LanguageModels, find_language_model
-from shared.language_tuning import LanguageSource, PromptRequest
+from shared.language_tuning import InstructionRequest, LanguageSource, PromptRequest
 from shared.preprocessing import Preprocessing
 from shared.prompts import PromptTemplate
 from shared.queues import Modality
@@ -35,8 +35,8 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
-    if isinstance(request, LanguageSource):
-        return _with_prompts(session, tenant, request)
+    if isinstance(request, InstructionRequest | PromptRequest):
+        return request.model_copy(update=_prompts_of(session, tenant, request))
     if not isinstance(request, PredictRequest):
         return request
     model = find_predictor(session, tenant, request.model)
@@ -82,8 +82,8 @@ def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
     return encoders
 
 
-def _with_prompts(session: Session, tenant: str, request: LanguageSource) -> LanguageSource:
-    """With the prompts that it names by id as they are now, and their words drawn on the pictures."""
+def _prompts_of(session: Session, tenant: str, request: LanguageSource) -> dict[str, Any]:
+    """What changes of it: the prompts that it names by id as they are now, and their words drawn on the pictures."""
 
     def found(named: PromptTemplate | str | None, param: str) -> PromptTemplate | None:
         return find_prompt(session, tenant, named, param=param).prompt if isinstance(named, str) else named
@@ -103,7 +103,7 @@ def _with_prompts(session: Session, tenant: str, request: LanguageSource) -> Lan
             raise InvalidRequestError(message, param="prompt")
         image = request.preprocessing.image.model_copy(update={"drawn_text": words})
         changed["preprocessing"] = request.preprocessing.model_copy(update={"image": image})
-    return request.model_copy(update=changed)
+    return changed
 
 
 def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:

@@ -79,7 +79,7 @@ def train_encoder(
     with repeatable(device):
         seed = derived_seed(request.training.seed, "encoder", spec.modality.value)
         torch.manual_seed(seed)
-        encoder = load_trainable(spec, device=settings.device, model_path=folder)
+        encoder: TrainableEncoder = load_trainable(spec, device=settings.device, model_path=folder)
         recipe = recipe_of(request.encoder_training, request.train_encoder, from_scratch=spec.supervised)
         adapter = Adapter(encoder.module, recipe.lora_rank) if recipe.lora_rank else None
         if recipe.border:

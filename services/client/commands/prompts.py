@@ -108,7 +108,7 @@ def preview(
     if not any(value is not None for value in given.values()):
         given["text"] = ""
     with connection(context).client() as client:
-        found = client.prompts.preview(prompt, Item(id="preview", **given))  # type: ignore[arg-type]
+        found = client.prompts.preview(prompt, Item(id="preview", **given))
     if picture is not None and found.image is not None:
         picture.write_bytes(base64.b64decode(found.image.partition(",")[2]))
     if as_json:

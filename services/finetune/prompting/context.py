@@ -173,7 +173,8 @@ class _Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         total = 0.0
-        for rows in torch.randperm(count).to(self._run.outside.device).split(self._options.batch_size):
+        order = torch.randperm(count).to(self._run.outside.device)
+        for rows in order.tensor_split(-(-count // self._options.batch_size)):  # no small one at the end
             self._run.outside.progress.check()
             self._optimizer.zero_grad()
             loss = self._loss("train", rows)

@@ -42,7 +42,8 @@ class Border(nn.Module):
             return None
         try:
             state = load_file((folder or Path()) / BORDER)
-            border = cls(*state["mask"].shape, thickness=0)
+            height, width = state["mask"].shape
+            border = cls(height, width, thickness=0)
             border.load_state_dict(state)
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise invalid(spec, f"its border cannot be read from {BORDER}: {error}") from error
@@ -77,7 +78,8 @@ class BorderTrainer:
         device = next(encoder.module.parameters()).device
         if encoder.border is None:
             encoder.border = Border(height, width, max(1, round(share * min(height, width)))).to(device)
-        self._encoder, self.module = encoder, encoder.border.requires_grad_(True)
+        self._encoder = encoder
+        self.module: nn.Module = encoder.border.requires_grad_(True)
         self.spec, self.dimension, self.fingerprint = encoder.spec, encoder.dimension, encoder.fingerprint
         self.decode_options, self.at_once = encoder.decode_options, encoder.at_once
 

@@ -52,7 +52,8 @@ def calibrate(
     """What the model says of the labels without an item, float64 [labels]: the mean over inputs that say nothing."""
     empty = [Prompted(template.question(text, [])) for text in CONTENT_FREE if _says_something(template, text)]
     mean: NDArray[np.float64] = label_probabilities(model, empty, template, labels, check=check).mean(axis=0)
-    return mean / mean.sum()
+    scaled: NDArray[np.float64] = mean / mean.sum()
+    return scaled
 
 
 def calibrated(likely: NDArray[np.float64], calibration: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
