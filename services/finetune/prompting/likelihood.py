@@ -144,14 +144,20 @@ def _metrics(
         "checks": [finding.as_json() for finding in findings],
         "main_score": MAIN_SCORE[_TASK],
         "test": evaluate(_TASK, answers, outputs, items.problem.classes),
-        "interval": asdict(main_score_interval(_TASK, answers, outputs, rng)),
+        "alone": {
+            "fused": {
+                **asdict(main_score_interval(_TASK, answers, outputs, rng)),
+                "items": len(answers),
+                "items_there": len(answers),
+            }
+        },
         "prompts": as_metrics(found),
         "calibration": dict(zip(items.problem.classes, found[0].made, strict=False)),
     }
 
 
 def _card(metrics: dict[str, Any]) -> str:
-    interval = metrics["interval"]
+    interval = metrics["alone"]["fused"]
     head = (
         f"# Prompt\n\nSays one of {len(metrics['test']['classes'])} classes: the language model "
         f"`{metrics['language_model']}` is asked, and the label whose words are the likeliest answer is taken. Nothing "
