@@ -4,22 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from shared.ml.trained import WEIGHTS
-
 
 @dataclass(frozen=True)
 class Outcome:
     """`files`: the model, its card, plots, logs. `metrics`: what is shown of it. `spec`: what prediction must know.
 
-    `kind`: what the registry says that it is; None: what the method is called. `weights`: the file by which its row
-    knows it.
+    `kind`: what the registry says that it is; None: what the method is called.
     """
 
     files: dict[str, bytes]
     metrics: dict[str, Any]
     spec: dict[str, Any]
     kind: str | None = None
-    weights: str = WEIGHTS
 
 
 def as_json(value: Any) -> Any:

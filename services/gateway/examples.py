@@ -55,6 +55,19 @@ JOB_REQUESTS: dict[str, Any] = {
             "encoder_training": {"epochs": 3, "lora_rank": 8},
         },
     },
+    "prompt": {
+        "summary": "A classifier of a dual encoder: the best of two ways to put its classes, nothing is trained",
+        "value": {
+            "type": "fine_tune",
+            "method": "prompt",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "encoders": {"text": None, "image": "clip-vit-base-patch32-image", "audio": None},
+            "prompts": [
+                {"class_templates": ["a photo of a {label}."]},
+                {"class_templates": ["a photo of a {label}.", "a drawing of a {label}.", "the {label}"]},
+            ],
+        },
+    },
     "predict": {
         "summary": "What a model says of new items",
         "value": {

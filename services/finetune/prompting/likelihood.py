@@ -90,10 +90,10 @@ def choose_by_likelihood(
         "test_items.jsonl": _test_items(items, outputs),
     }
     spec = {
-        "method": "prompt", "task": _TASK.value, "fusions": [], "dimension": model.base.hidden, "classes": classes,
+        "method": "prompt", "task": _TASK.value, "fusions": [], "dimension": 0, "classes": classes,
         "multi_label": False, "language_model": model.base.spec.id, "seed": request.training.seed,
     }  # fmt: skip
-    return Outcome(files, metrics, spec, weights=CONFIG)
+    return Outcome(files, metrics, spec)
 
 
 def _divided(data: Conversations, request: PromptRequest) -> _Data:

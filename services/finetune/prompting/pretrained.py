@@ -2,27 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from shared.catalog import EncoderSpec, text_tower
 from shared.errors import InvalidRequestError, JobError
-from shared.jobs.encoders import MODEL, encoder_of
+from shared.jobs.encoders import encoder_of
 from shared.jobs.records import Lease
-from shared.jobs.registry import find_model
-from shared.language_models import find_language_model
 from shared.ml.encoders.base import Encoder
 from shared.ml.encoders.loading import load_trainable
-from shared.ml.language.adapters import ADAPTER, ADAPTER_CONFIG
-from shared.ml.language.loading import load_language_model
-from shared.ml.language.tuned import CONFIG, PROJECTOR, TunedConfig, TunedLanguageModel
+from shared.ml.language.tuned import TunedLanguageModel
 from shared.ml.models import load_on_worker
 from shared.queues import Modality
 from shared.worker.context import WorkerContext
 from shared.worker.control import Control
-from shared.worker.slices import read_verified
-
-_PARTS = (ADAPTER, ADAPTER_CONFIG, PROJECTOR, CONFIG)
 
 
 @dataclass(frozen=True)
@@ -34,13 +26,15 @@ class Pretrained:
     language_model: Callable[[], TunedLanguageModel]
 
 
-def pretrained(context: WorkerContext, lease: Lease, control: Control) -> Pretrained:
+def pretrained(
+    context: WorkerContext, lease: Lease, control: Control, language_model: Callable[[], TunedLanguageModel]
+) -> Pretrained:
     """Those that a job asks for."""
     device = context.settings.worker.device
     return Pretrained(
         text_tower=lambda: load_on_worker(context, _text_tower(context, lease), control),
         trainable_text_tower=lambda: load_trainable(_text_tower(context, lease), device=device),
-        language_model=lambda: _language_model(context, lease, control),
+        language_model=language_model,
     )
 
 
@@ -52,31 +46,3 @@ def _text_tower(context: WorkerContext, lease: Lease) -> EncoderSpec:
         return text_tower(catalog, encoders, lease.request.get("text_encoder"))
     except InvalidRequestError as error:
         raise JobError(error.message, code=error.error_code, param=error.param) from error
-
-
-def _language_model(context: WorkerContext, lease: Lease, control: Control) -> TunedLanguageModel:
-    """One of the catalogue, or one that a job of the tenant's tuned, on its base model."""
-    named: str = lease.request["language_model"]
-    files = _files_of(context, lease.tenant, named, control) if named.startswith(MODEL) else {}
-    base_id = TunedConfig.model_validate_json(files[CONFIG]).language_model if files else named
-    try:
-        spec = find_language_model(context.language_models, base_id)
-    except InvalidRequestError as error:
-        raise JobError(error.message, code=error.error_code, param=error.param) from error
-    worker = context.settings.worker
-    base = load_language_model(spec, device=worker.device, precision=worker.precision)
-    return TunedLanguageModel.load(files, base) if files else TunedLanguageModel.plain(base)
-
-
-def _files_of(context: WorkerContext, tenant: str, id: str, control: Control) -> dict[str, bytes]:
-    def find() -> dict[str, Any]:
-        with context.sessions() as session:
-            found: dict[str, Any] = find_model(session, tenant, id, param="language_model").spec["files"]
-            return found
-
-    stored = control.patiently(find)
-    return {
-        name: control.patiently(partial(read_verified, context.store, stored[name]["key"], stored[name]["sha256"]))
-        for name in _PARTS
-        if name in stored
-    }

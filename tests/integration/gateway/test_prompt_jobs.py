@@ -141,7 +141,7 @@ def test_a_context_and_a_border_are_learned(client: httpx.Client, services: Serv
 
 
 def test_a_language_model_is_asked(client: httpx.Client, services: Services, pools: Pools) -> None:
-    """Texts alone: nothing is encoded."""
+    """Texts alone: nothing is encoded. As it is; with a soft prompt; and what has one, as it is, again."""
     items = [{"id": f"t{i}", "text": f"text {i}", "label": "ab"[i % 2]} for i in range(24)]
     body = {"type": "fine_tune", "method": "prompt", "items": items, "language_model": "tiny-llama"}
     body["encoders"] = {"text": None, "image": None, "audio": None}
@@ -153,3 +153,12 @@ def test_a_language_model_is_asked(client: httpx.Client, services: Services, poo
     assert len(metrics["prompts"]) == 2
     assert metrics["test"]["items"] > 0
     assert {"config.json", "README.md", "metrics.json"} <= set(model["files"])
+    soft = {"how": "soft", "training": {"adapter": "prompt", "virtual_tokens": 4, "epochs": 2, "max_new_tokens": 4}}
+    tuned = run(client, services, pools, {**body, "prompts": None, "prompt": body["prompts"][0], **soft})
+    model = client.get(f"/v1/models/{tuned['models'][0]}").json()
+    assert model["kind"] == "prompt"
+    assert {"adapter_model.safetensors", "adapter_config.json", "config.json"} <= set(model["files"])
+    assert model["fine_tuned"]["metrics"]["adapter"] == "prompt"
+    again = {**body, "prompts": None, "language_model": model["id"]}
+    asked = client.get(f"/v1/models/{run(client, services, pools, again)['models'][0]}").json()
+    assert "adapter_model.safetensors" in asked["files"]  # the tuned one is asked, and kept as a whole

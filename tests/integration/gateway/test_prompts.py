@@ -2,14 +2,19 @@
 
 import base64
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from services.client.cli import app
+from services.client.client import Client
 from shared.db import Sessions
 from shared.jobs.models import Job
 
@@ -113,10 +118,31 @@ def test_what_cannot_be_done_is_refused_at_the_door(
     assert (answer.status_code, error["code"], error["param"] or "") == (422, code, param), answer.text
 
 
+def test_prompts_on_the_command_line(url: str, tmp_path: Path) -> None:
+    file, picture = tmp_path / "prompt.json", tmp_path / "words.png"
+    file.write_text(json.dumps({**RUMOUR, "image_text": {"text": "谣言"}}))
+
+    def trivium(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["--url", url, "prompts", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    id = trivium("create", "typed", str(file)).strip()
+    assert id in trivium("list", "--name", "typed")
+    assert "Is it a rumour?" in trivium("show", id)
+    shown = trivium("preview", id, "--text", "so", "--image", "--picture", str(picture))
+    assert "user: [image]Is it a rumour?\nso" in shown
+    assert "news: a photo of a no. | a photo of a nope." in shown
+    assert Image.open(picture).size == (448, 448)
+    trivium("delete", id)
+    file.write_text('{"template": "{label}"}')
+    wrong = CliRunner().invoke(app, ["--url", url, "prompts", "create", "typed", str(file)])
+    assert wrong.exit_code == 1
+    assert "template: {label} is no placeholder" in wrong.stderr
+
+
 def test_prompts_from_python(url: str, client_of: Callable[..., httpx.Client]) -> None:
     """The client's methods, against the same gateway."""
-    from services.client.client import Client
-
     with Client(url) as client:
         made = client.prompts.create("python", {"template": "{text}?"}, metadata={"project": "a"})
         assert client.prompts.get(made.id) == made
