@@ -149,6 +149,15 @@ class PredictRequest(JobOptions, FeatureSource):
     contributions: bool = Field(True, description="how much each modality moved each prediction (Shapley values)")
 
 
+class IndexRequest(JobOptions, FeatureSource):
+    """A job that makes a feature set, or items that are turned into one first, searchable by any modality."""
+
+    type: Literal[JobType.INDEX]
+    model: str = Field(
+        description="of the method `align`: search is in its space", examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"]
+    )
+
+
 def _type_of(value: Any) -> str:
     return str(value.get("type", JobType.FEATURES) if isinstance(value, dict) else getattr(value, "type", ""))
 
@@ -157,6 +166,7 @@ def _type_of(value: Any) -> str:
 JobRequest = Annotated[
     Annotated[FeaturesRequest, Tag("features")]
     | Annotated[FineTuneRequest, Tag("fine_tune")]
-    | Annotated[PredictRequest, Tag("predict")],
+    | Annotated[PredictRequest, Tag("predict")]
+    | Annotated[IndexRequest, Tag("index")],
     Discriminator(_type_of),
 ]

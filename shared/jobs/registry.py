@@ -12,6 +12,7 @@ from shared.errors import ConflictError, NotFoundError
 from shared.jobs.models import Job, JobSource, Model, Shard, Worker
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Queue
+from shared.schemas import JobStatus, JobType
 
 #: Workers that said nothing for longer are not shown.
 _SEEN_WITHIN = timedelta(seconds=30)
@@ -41,7 +42,7 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
 
 def is_needed(source_id: Any) -> ColumnElement[bool]:
     """The condition that the feature set or model with this id, or a model that came of it, is needed: by a job which
-    has not ended, or by another job's model that takes its vectors.
+    has not ended, by another job's model that takes its vectors, or by an index that is searched in its space.
 
     `source_id` may be a column of a query that this is part of: all tables here have names of their own.
     """
@@ -50,7 +51,7 @@ def is_needed(source_id: Any) -> ColumnElement[bool]:
     read = exists().where(
         (JobSource.source_id == source_id) | JobSource.source_id.in_(made),
         reader.id == JobSource.job_id,
-        reader.status.not_in(ENDED_JOBS),
+        or_(reader.status.not_in(ENDED_JOBS), _searches_with(reader, JobSource.source_id)),
     )
     takes = [user.spec["fine_tuned"]["encoders"][m.value].as_string() for m in Modality]
     built_on = exists().where(
@@ -58,6 +59,13 @@ def is_needed(source_id: Any) -> ColumnElement[bool]:
         func.coalesce(user.job_id, "") != source_id,  # a job's own models go with it
     )
     return read.correlate_except(JobSource, reader) | built_on.correlate_except(user)
+
+
+def _searches_with(job: type[Job], source_id: Any) -> ColumnElement[bool]:
+    """The condition that a job's index needs the model: without it, nothing that is sent can be searched by."""
+    usable = (job.type == JobType.INDEX) & (job.status == JobStatus.SUCCEEDED) & job.deleted_at.is_(None)
+    searches: ColumnElement[bool] = usable & (job.request["model"].as_string() == source_id)
+    return searches
 
 
 def find_model(session: Session, tenant: str, id: str, *, lock: bool = False, param: str = "model") -> Model:
@@ -82,7 +90,7 @@ def delete_model(session: Session, tenant: str, id: str) -> None:
         raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found")
     maker = session.get(Job, model.job_id)
     if (maker is not None and maker.status not in ENDED_JOBS) or session.scalar(select(is_needed(id))):
-        message = f"A job that has not ended, or a model that takes its vectors, needs the model {id!r}."
+        message = f"A job that has not ended, a model that takes its vectors, or an index needs the model {id!r}."
         raise ConflictError(message, code="model_in_use")
     session.delete(model)
 

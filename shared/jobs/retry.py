@@ -1,8 +1,8 @@
 """Trying an ended job's failed items again, in place: their slices' shards go back, and with them what they counted.
 
 Of a slice in which an item had an error, the extraction shards of the modalities with errors run again, its fusion,
-and the training or prediction behind it; what was extracted without errors stays. Afterwards counters equal rows, as if
-those shards had never run.
+and the training, prediction or indexing behind it; what was extracted without errors stays. Afterwards counters equal
+rows, as if those shards had never run.
 """
 
 from collections import Counter, defaultdict
@@ -102,7 +102,7 @@ def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[
     chosen = {r.id for r in rows if r.state in _BROKEN or (r.stage, r.index) in faults}
     per_slice = (*_EXTRACTION, Stage.FUSION)
     slices = {r.index for r in rows if r.id in chosen and r.stage in per_slice} | {index for _, index in faults}
-    behind = (Stage.FUSION, Stage.PREDICT)
+    behind = (Stage.FUSION, Stage.PREDICT, Stage.INDEX)
     return [
         r
         for r in rows
@@ -169,6 +169,7 @@ def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:
     on: dict[str, Callable[[_Ended], int]] = {
         Stage.FUSION: lambda s: extracted[s.index],
         Stage.PREDICT: lambda s: fused[s.index],
+        Stage.INDEX: lambda s: fused[s.index],
         Stage.FINE_TUNE: lambda s: fused.total(),  # noqa: ARG005
         **dict.fromkeys(_EXTRACTION, lambda s: int(s.stage in fits)),
     }

@@ -95,7 +95,7 @@ def _of_job(session: Session, job: Job) -> Iterable[str]:
         yield from _of_stage(stage, [shard for shard in shards if shard.stage == stage.stage])
     stages = {shard.stage for shard in shards}
     # Items are counted where they come to an end: by fusion, or, on a feature set of another job, by what reads it.
-    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, Stage.PREDICT}
+    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, Stage.PREDICT, Stage.INDEX}
     fused = [shard for shard in shards if shard.stage in counting]
     for name in ("succeeded", "partial"):
         counted, summed = getattr(job, f"items_{name}"), sum(shard.result.get(name, 0) for shard in fused)

@@ -57,7 +57,7 @@ def create_job(
     ] = None,
 ) -> Job:
     """Accepts items, a manifest of them, or the feature set of an earlier job: to be turned into features
-    (`features`), to train a model on (`fine_tune`), or to apply a model to (`predict`)."""
+    (`features`), to train a model on (`fine_tune`), to apply a model to (`predict`), or to be searched (`index`)."""
     job, created = submit(services, caller.tenant, request, idempotency_key)
     if not created:
         response.status_code = 200
