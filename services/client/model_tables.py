@@ -59,7 +59,8 @@ def _alone_table(trained: FineTuned) -> Table:
     """
     alone: dict[str, dict[str, Any]] = trained.metrics.get("alone", {})
     tried: dict[str, dict[str, Any]] = trained.metrics.get("tried", {})
-    several = tried if 1 < len(tried) <= _MOST_TRIED else {}
+    best_first = sorted(tried, key=lambda name: -tried[name]["score"])
+    several = {name: tried[name] for name in best_first} if 1 < len(tried) <= _MOST_TRIED else {}
     rows = {**several, **alone}
     name = _score_name(trained)
     columns = (name, "95 % interval", "items with it", f"{name} on these", "fused on these")

@@ -8,7 +8,7 @@ pass the filter, are found (`hnsw.iterative_scan`), and should it give up, every
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, select
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -22,6 +22,9 @@ from shared.search import SearchFilter, SearchResult
 
 #: How many candidates a scan of an index keeps: more find more of the nearest, and take longer.
 _EF_SEARCH = 200
+
+#: The order in which a scan that goes on finds is approximate: of so many times as many, the nearest are taken.
+_MORE = 3
 
 #: What the planner and the index need to be told for one transaction.
 _SETTINGS = {
@@ -130,15 +133,23 @@ def _nearest_by(
     exact: bool,
     seconds: float,
 ) -> list[SearchResult]:
-    query = _query(modality, vector, allowed).limit(limit)
+    query = _query(modality, vector, allowed)
     timeout = {"statement_timeout": str(max(int(seconds * 1000), 1))}
-    for settings in [{}, _EXACT] if not exact else [_EXACT]:
-        chosen = _SETTINGS | timeout | {"enable_indexscan": "on"} | settings
-        session.execute(select(*(func.set_config(name, value, True) for name, value in chosen.items())))
-        rows = session.execute(query).all()
-        if len(rows) == limit:
-            break
+    rows: Sequence[Row[Any]] = ()
+    if not exact:
+        rows = _run(session, query.limit(limit * _MORE), _SETTINGS | timeout)
+    if len(rows) < limit:
+        rows = _run(session, query.limit(limit), _SETTINGS | timeout | _EXACT)
     return [SearchResult(**row._mapping, modality=modality) for row in rows]
+
+
+def _run(session: Session, query: Select[Any], settings: dict[str, str]) -> Sequence[Row[Any]]:
+    """Runs a query under settings that hold for it alone."""
+    with session.begin_nested() as savepoint:
+        session.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
+        rows = session.execute(query).all()
+        savepoint.rollback()  # takes the settings back
+    return rows
 
 
 def _query(modality: Modality, vector: list[float], allowed: list[ColumnElement[bool]]) -> Select[Any]:

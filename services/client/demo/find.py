@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -58,7 +59,7 @@ def make_index(client: Client, features: Job, console: Console) -> str:
 
 
 def search_pictures(
-    client: Client, index: str, space: FeatureSpace, by: Modality, contents: Mapping[str, str | bytes]
+    client: Client, index: str, space: FeatureSpace, by: Modality, contents: Mapping[str, Any]
 ) -> Search:
     """Searches the test items' pictures by what each test item that has both holds of another modality."""
     seen = (space.splits == "test") & space.present[Modality.IMAGE]
@@ -66,10 +67,11 @@ def search_pictures(
     labels = dict(zip(space.ids, space.labels.tolist(), strict=True))
 
     def ask(item: int) -> tuple[list[str], float]:
+        query: dict[str, Any] = {by.value: contents[space.ids[item]]}
         began = time.perf_counter()
         found = client.search(
             index,
-            **{by.value: contents[space.ids[item]]},
+            **query,
             modality=Modality.IMAGE,
             limit=FIRST,
             filter={"split": "test"},
