@@ -28,6 +28,7 @@ from shared.broker import make_broker, send_hints
 from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.jobs.models import IndexedItem, Model
+from shared.language_models import load_language_models
 from shared.ml.feature_parts import vectors_of
 from shared.ml.trained import TrainedModel
 from shared.queues import Modality, Queue
@@ -65,7 +66,9 @@ def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
 def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Services:
     """The gateway's services, with hints that reach the workers."""
     broker, catalog = make_broker(settings), load_catalog(settings.encoders_file)
-    return Services(settings, sessions, store, catalog, lambda queues: send_hints(broker, queues))
+    return Services(
+        settings, sessions, store, catalog, load_language_models(), lambda queues: send_hints(broker, queues)
+    )
 
 
 @pytest.fixture(scope="module")
