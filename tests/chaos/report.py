@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tests.chaos.attack import Attack, Strike
+from tests.chaos.callers import Callers
 from tests.chaos.faults import ALONE
 from tests.chaos.verdict import Verdict
 from tests.chaos.watch import Recovery
@@ -58,9 +59,7 @@ def table(attack: Attack, runs: Sequence[Run], recoveries: Sequence[Recovery]) -
     return "\n".join(lines)
 
 
-def summary(
-    seed: int, attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], *, calm: Load, chaos: Load
-) -> dict[str, object]:
+def summary(attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery]) -> dict[str, object]:
     """The figures of the JSON line; `ok` decides about the exit status."""
     killed_alone = [r for r in recoveries if r.alone]
     alone = [r.seconds for r in killed_alone if r.seconds is not None]
@@ -71,7 +70,6 @@ def summary(
     late = (killed and not killed_alone) or any(r.seconds is None or r.seconds > RECOVERY_LIMIT for r in killed_alone)
     return {
         "ok": verdict.good and not late and not attack.broken,
-        "seed": seed,
         "faults": sum(strike.times for strike in attack.strikes),
         "lost": len(verdict.lost),
         "doubled": len(verdict.doubled),
@@ -85,11 +83,21 @@ def summary(
         "free_again_s_max": round(max(free), 1) if free else None,
         "recovery_amid_faults_s_median": round(median(mixed), 1) if mixed else None,
         "recovery_amid_faults_s_max": round(max(mixed), 1) if mixed else None,
+        "trainings_killed_midway": sum(r.held.midway for r in recoveries),
+    }
+
+
+def load(calm: Load, chaos: Load, callers: Callers) -> dict[str, object]:
+    """The figures of the JSON line that say what was worked off, and how callers fared who wait."""
+    return {
         "jobs": chaos.jobs,
         "calm_items_per_s": calm.items_per_second,
         "chaos_items_per_s": chaos.items_per_second,
         "calm_jobs_per_s": calm.jobs_per_second,
         "chaos_jobs_per_s": chaos.jobs_per_second,
+        "predictions": callers.ended["answered"],
+        "predictions_refused": callers.ended["refused"],
+        "predictions_cut_off": callers.ended["cut off"],
     }
 
 
