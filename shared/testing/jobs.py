@@ -9,12 +9,12 @@ from sqlalchemy import select
 
 from shared.catalog import load_catalog
 from shared.db import Sessions
-from shared.fine_tuning import JobRequest
 from shared.ids import new_id
 from shared.jobs.layout import lay_out
 from shared.jobs.models import ItemError, Job
 from shared.jobs.states import ENDED_JOBS
 from shared.planning import plan_inline
+from shared.requests import JobRequest
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 

@@ -88,7 +88,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> bool:
     assert course.chaos is not None
     recoveries = course.watch.recoveries
     print(report.table(course.attack, course.workload.runs, recoveries))
-    print(report.findings(course.attack, course.judged))
+    print(report.findings(course.attack, course.judged, recoveries))
     figures = {
         **report.summary(course.attack, course.judged, recoveries),
         **report.load(course.calm, course.chaos, course.callers),

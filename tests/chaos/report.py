@@ -101,11 +101,16 @@ def load(calm: Load, chaos: Load, callers: Callers) -> dict[str, object]:
     }
 
 
-def findings(attack: Attack, verdict: Verdict, most: int = 20) -> str:
+def findings(attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], most: int = 20) -> str:
     """Everything that was found, some of each."""
+    slow = [
+        f"shard {r.held.shard_id} after {r.kind}: free after {r.free} s, in other hands after {r.seconds} s"
+        for r in recoveries
+        if r.alone and (r.seconds is None or r.seconds > RECOVERY_LIMIT)
+    ]
     lists = {
         "LOST": verdict.lost, "DOUBLED": verdict.doubled, "STUCK": verdict.stuck, "WRONG": verdict.wrong,
-        "LEFT BEHIND": verdict.left_behind, "BROKEN FAULTS": attack.broken,
+        "LEFT BEHIND": verdict.left_behind, "SLOW": slow, "BROKEN FAULTS": attack.broken,
     }  # fmt: skip
     return "\n".join(f"{name} {words}" for name, found in lists.items() for words in found[:most])
 
