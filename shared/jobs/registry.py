@@ -4,7 +4,7 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from shared import schemas
@@ -20,7 +20,7 @@ _SEEN_WITHIN = timedelta(seconds=30)
 
 def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[schemas.ModelEntry]:
     """The tenant's models, newest first; only the one with this id if it is given."""
-    query = select(Model).where(Model.tenant == tenant).order_by(Model.id.desc())
+    query = _kept(select(Model).where(Model.tenant == tenant)).order_by(Model.id.desc())
     rows = session.scalars(query if id is None else query.where(Model.id == id))
     return [
         schemas.ModelEntry(
@@ -38,6 +38,11 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
         )
         for row in rows
     ]
+
+
+def _kept(query: Select[Model]) -> Select[Model]:
+    """But for the models of deleted jobs: the sweep removes them with their jobs."""
+    return query.outerjoin(Job, Job.id == Model.job_id).where(Job.deleted_at.is_(None))
 
 
 def is_needed(source_id: Any) -> ColumnElement[bool]:
@@ -68,13 +73,27 @@ def _searches_with(job: type[Job], source_id: Any) -> ColumnElement[bool]:
     return searches
 
 
+def is_read(source_id: str) -> ColumnElement[bool]:
+    """The condition that a job which has not ended reads the feature set or model with this id."""
+    reader = aliased(Job)
+    return exists().where(
+        JobSource.source_id == source_id, reader.id == JobSource.job_id, reader.status.not_in(ENDED_JOBS)
+    )
+
+
 def find_model(session: Session, tenant: str, id: str, *, lock: bool = False, param: str = "model") -> Model:
-    """A model that a job of the tenant made; `lock`: it cannot be deleted before the end of this transaction.
+    """A model that a job of the tenant made; `lock`: neither it nor its job can be deleted before the end of this
+    transaction.
 
     Raises NotFoundError (`model_not_found`).
     """
-    query = select(Model).where(Model.id == id, Model.tenant == tenant)
-    model = session.scalar(query.with_for_update(read=True) if lock else query)
+    named = (Model.id == id) & (Model.tenant == tenant)
+    if lock:
+        session.execute(
+            select(Job.id).join(Model, Model.job_id == Job.id).where(named).with_for_update(read=True, of=Job)
+        )
+    query = _kept(select(Model).where(named))
+    model = session.scalar(query.with_for_update(read=True, of=Model) if lock else query)
     if model is None:
         raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found", param=param)
     return model

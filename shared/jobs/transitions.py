@@ -92,11 +92,16 @@ def _fused(session: Session, job: Job, shard: Shard) -> None:
     if job.type in {JobType.PREDICT, JobType.INDEX}:
         _unblock(session, job, Shard.stage.in_([Stage.PREDICT, Stage.INDEX]) & (Shard.index == shard.index))
     elif job.type == JobType.FINE_TUNE:
-        if job.items_failed > job.request["max_failed_fraction"] * job.items_total:
+        if too_many_failed(job):
             message = f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows."
             fail_early(session, job, "too_many_failed_items", f"{message} See the job's errors.")
         else:
             _unblock(session, job, Shard.stage == Stage.FINE_TUNE.value)
+
+
+def too_many_failed(job: Job) -> bool:
+    """Whether a fine_tune job must not train."""
+    return bool(job.items_failed > job.request["max_failed_fraction"] * job.items_total)
 
 
 def _unblock(session: Session, job: Job, which: Any) -> None:

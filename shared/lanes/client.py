@@ -155,8 +155,8 @@ class LaneClient:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = future
         try:
-            await self._push(request)
             async with asyncio.timeout(deadline - time.time()):
+                await self._push(request)
                 result = await future
         except TimeoutError:
             message = f"{model!r} did not answer in time: its workers are busy, away, or still load it. Try again."

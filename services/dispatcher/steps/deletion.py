@@ -48,7 +48,9 @@ def retain_jobs(context: SweepContext, now: datetime) -> int:
         .with_for_update(skip_locked=True)
     )
     with context.sessions.begin() as session:
-        statement = update(Job).where(Job.id.in_(chosen)).values(deleted_at=now, idempotency_key=None)
+        ids = session.scalars(chosen).all()
+        # A job may have come to need one while it was being locked: looked at again, now that none can.
+        statement = update(Job).where(Job.id.in_(ids), ~is_needed(Job.id)).values(deleted_at=now, idempotency_key=None)
         return len(session.scalars(statement.returning(Job.id)).all())
 
 
