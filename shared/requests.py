@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from shared.fine_tuning import FineTuneRequest, PredictRequest
+from shared.fine_tuning import FineTuneRequest, IndexRequest, PredictRequest
 from shared.language_tuning import InstructionRequest, PromptRequest
 from shared.schemas import FeaturesRequest, JobType
 
@@ -30,6 +30,7 @@ JobRequest = Annotated[
     | Annotated[FineTuneRequest, Tag("fine_tune")]
     | Annotated[InstructionRequest, Tag("fine_tune/instruction")]
     | Annotated[PromptRequest, Tag("fine_tune/prompt")]
-    | Annotated[PredictRequest, Tag("predict")],
+    | Annotated[PredictRequest, Tag("predict")]
+    | Annotated[IndexRequest, Tag("index")],
     Discriminator(_tag_of),
 ]

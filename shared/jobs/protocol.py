@@ -40,12 +40,17 @@ def _changes_pictures(request: Mapping[str, Any]) -> bool:
     return "drawn_text" in drawn or request.get("train_encoder") == TrainEncoder.BORDER
 
 
+def _is_index(request: Mapping[str, Any]) -> bool:
+    return request.get("type") == JobType.INDEX
+
+
 ADDED: tuple[Added, ...] = (
     *(Added(3, stage, _changes_pictures) for stage in (Stage.PLAN, Stage.FIT, Stage.IMAGE)),
     *(Added(3, stage, reads_text) for stage in (Stage.PLAN, Stage.FUSION, Stage.FINE_TUNE)),
     Added(2, Stage.PLAN, _is_fused_otherwise),
     Added(2, Stage.FUSION, _is_fused_otherwise),
     *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
+    *(Added(3, stage, _is_index) for stage in (Stage.PLAN, Stage.FUSION, Stage.INDEX)),
 )
 
 #: The highest protocol that this release understands.
