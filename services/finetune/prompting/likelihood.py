@@ -81,7 +81,7 @@ def choose_by_likelihood(
     outputs = say(found[0].prompt, items.parts.test, found[0].made)
     metrics = as_json(_metrics(items, request, outside, model, found, outputs, findings))
     config = model.config.model_copy(
-        update={"prompt": found[0].prompt, "labels": classes, "calibration": found[0].made}
+        update={"prompt": found[0].prompt, "labels": classes, "by_likelihood": True, "calibration": found[0].made}
     )  # fmt: skip
     files = {
         **model.files(),
