@@ -135,7 +135,8 @@ def test_prompts_on_the_command_line(url: str, tmp_path: Path) -> None:
     shown = trivium("preview", id, "--text", "so", "--image", "--picture", str(picture))
     assert "user: [image]Is it a rumour?\nso" in shown
     assert "news: a photo of a no. | a photo of a nope." in shown
-    assert Image.open(picture).size == (448, 448)
+    with Image.open(picture) as written:
+        assert written.size == (448, 448)
     trivium("delete", id)
     file.write_text('{"template": "{label}"}')
     wrong = CliRunner().invoke(app, ["--url", url, "prompts", "create", "typed", str(file)])
