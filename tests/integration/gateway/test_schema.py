@@ -43,13 +43,16 @@ def openapi_document() -> dict[str, Any]:
         return create_app(services).openapi()
 
 
-#: That fields go together (items or input; weights with the method that uses them) cannot be said in a JSON schema;
+#: That fields go together (items or input; weights with the method that uses them), and what stands between braces in a
+#: prompt, cannot be said in a JSON schema;
 #: an empty list, sent as a form, is nothing at all; NUL is in no id and no filter, and the corpus sends it everywhere.
 CONFIG = {
     "generation": {"with-security-parameters": False, "allow-x00": False},
     "operations": [
         {"include-name": "POST /v1/jobs", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/prompts", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/prompts/{id}/preview", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/files", "checks": {"negative_data_rejection": {"enabled": False}}},
     ],
 }
@@ -95,14 +98,16 @@ def test_without_keys(case: Case, url: str) -> None:
 def things(
     services: Services, sessions: Sessions, url: str, pools: Pools, features_request: Callable[..., dict[str, Any]]
 ) -> dict[str, str]:
-    """A succeeded job, a file, a model and a key, by the part of the path that names their kind."""
+    """A succeeded job, a file, a model, a prompt and a key, by the part of the path that names their kind."""
     with httpx.Client(base_url=url) as client:
         job = client.post("/v1/jobs", json=features_request(3)).json()["id"]
         file = client.post("/v1/files", files={"file": ("a.txt", b"text")}).json()["id"]
+        drawn = {"name": "thing", "prompt": {"image_text": {"text": "words"}}}
+        prompt = client.post("/v1/prompts", json=drawn).json()["id"]
     pools.run()
     with sessions.begin() as session:
         row, _ = create_key(session, tenant="default", name="thing")
-        return {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
+        return {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "prompts": prompt, "keys": row.id}
 
 
 @OF_THINGS.parametrize()
