@@ -26,6 +26,11 @@ class Stage(StrEnum):
     FUSION = "fusion"
     FINE_TUNE = "fine_tune"
     PREDICT = "predict"
+    GENERATE = "generate"
+
+
+#: The stages that say something of each part of a feature set: a model of vectors does, or a language model.
+SAYING = frozenset({Stage.PREDICT, Stage.GENERATE})
 
 
 class Queue(StrEnum):
@@ -37,9 +42,11 @@ class Queue(StrEnum):
     AUDIO = "audio"
     FUSION = "fusion"
     FINE_TUNE = "fine_tune"
+    GENERATE = "generate"
 
 
-#: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test.
+#: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test. A service
+#: may have several pools, each in processes of its own.
 CONSUMERS: dict[Queue, str] = {
     Queue.PLAN: "dispatcher",
     Queue.TEXT: "text",
@@ -47,6 +54,7 @@ CONSUMERS: dict[Queue, str] = {
     Queue.AUDIO: "audio",
     Queue.FUSION: "fusion",
     Queue.FINE_TUNE: "finetune",
+    Queue.GENERATE: "finetune",
 }
 
 #: Name of the Celery task that a hint calls in each pool.

@@ -71,7 +71,8 @@ def lay_out_on_features(session: Session, job: Job, features: Job) -> None:
         rows = [_row(job, Stage.FINE_TUNE, 0, job.items_total, {"features": features.id})]
     else:
         spec = {"features": features.id}
-        rows = [_row(job, Stage.PREDICT, part.index, part.rows, spec, affinity=job.request["model"]) for part in parts]
+        stage = outputs.result_stage(job)
+        rows = [_row(job, stage, part.index, part.rows, spec, affinity=job.request["model"]) for part in parts]
     _insert(session, job, rows)
 
 
@@ -110,8 +111,8 @@ def _shards_of(job: Job, part: Slice) -> list[dict[str, Any]]:
     fusion = _row(job, Stage.FUSION, part.index, part.items, spec, waiting_on=len(wanted))
     if job.type != JobType.PREDICT:
         return [*extraction, fusion]
-    model = job.request["model"]
-    return [*extraction, fusion, _row(job, Stage.PREDICT, part.index, part.items, {}, affinity=model, waiting_on=1)]
+    stage, model = outputs.result_stage(job), job.request["model"]
+    return [*extraction, fusion, _row(job, stage, part.index, part.items, {}, affinity=model, waiting_on=1)]
 
 
 def _fit_shard(job: Job, modality: Modality, plan: Plan) -> dict[str, Any]:

@@ -173,5 +173,4 @@ def _parts(services: Services, tenant: str, id: str, *, limit: int | None = None
         if job.type == JobType.FINE_TUNE and job.request["features"] is not None:
             message = f"The job {id!r} made a model, and no features of its own: see `models` of the job."
             raise NotFoundError(message, code="no_results")
-        stage = outputs.result_stage(JobType(job.type))
-        return outputs.parts(session, id, stage=stage, limit=limit, after=after)
+        return outputs.parts(session, id, stage=outputs.result_stage(job), limit=limit, after=after)
