@@ -10,15 +10,17 @@ from shared.schemas import Strict
 MAX_TOKENS = 256
 
 
+StopWord = Annotated[str, Field(min_length=1, max_length=256)]
+StopWords = Annotated[list[StopWord], Field(max_length=16)]
+
+
 class Generation(Strict):
     """How an answer is drawn. Temperature 0 always takes the likeliest token."""
 
     max_tokens: int = Field(MAX_TOKENS, ge=1, le=32_768, description="the answer breaks off after so many")
     temperature: float = Field(1.0, ge=0, le=2, description="0: always the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="only the likeliest tokens that are together as likely as this")
-    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
-        default_factory=list, max_length=16, description="the answer ends before any of these"
-    )
+    stop: StopWords = Field(default_factory=list, description="the answer ends before any of these")
     seed: int = Field(0, ge=0, lt=2**63)
 
 

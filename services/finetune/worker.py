@@ -19,5 +19,7 @@ def main(pool: str = "fine_tune") -> None:
     elif pool == Queue.FINE_TUNE:
         from services.finetune.tasks import make_pool
 
-        run_worker(Queue.FINE_TUNE, make_pool, ahead=0)  # training takes long: what waits had better wait for any worker
+        run_worker(
+            Queue.FINE_TUNE, make_pool, ahead=0
+        )  # training takes long: what waits had better wait for any worker
     sys.exit(f"There is no pool {pool!r} here; there are {Queue.FINE_TUNE} and {Queue.GENERATE}.")

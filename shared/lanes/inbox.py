@@ -8,7 +8,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.lanes.messages import KEEP_SECONDS, LaneAnswer, active_key, gone_key, lane_key
+from shared.lanes.messages import KEEP_SECONDS, active_key, gone_key, lane_key
 from shared.queues import Stage
 
 #: How long one look lasts; as often, the lanes that nobody serves are looked at.
@@ -92,15 +92,15 @@ class Inbox:
         """The loading of a model that this worker took up is over: should it serve the lane no more, others may."""
         self._release(keys=[active_key(self._stage)], args=[model])
 
-    def answer(self, reply_to: str, answer: LaneAnswer) -> bool:
+    def answer(self, request_id: str, reply_to: str, data: str) -> bool:
         """Sends an answer to a gateway process; gone with the process's other answers if it does not fetch them.
 
         False if nobody waits for more of it: the caller has gone, or the gateway.
         """
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.rpush(reply_to, answer.model_dump_json())
+        pipeline.rpush(reply_to, data)
         pipeline.expire(reply_to, KEEP_SECONDS)
-        pipeline.exists(gone_key(answer.request_id))
+        pipeline.exists(gone_key(request_id))
         unread, _, gone = pipeline.execute()
         return not gone and unread <= UNREAD
 

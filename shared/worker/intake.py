@@ -185,7 +185,8 @@ class Intake:
 
     def _send(self, request: LaneRequest, gone: threading.Event, result: Result) -> None:
         try:
-            if not self._inbox.answer(request.reply_to, LaneAnswer(request_id=request.request_id, result=result)):
+            answer = LaneAnswer(request_id=request.request_id, result=result)
+            if not self._inbox.answer(request.request_id, request.reply_to, answer.model_dump_json()):
                 gone.set()
         except (RedisError, OSError) as error:
             gone.set()  # better no answer than one with a gap

@@ -1,6 +1,7 @@
 """Conversations that somebody waits to see go on: what the generate pool does with interactive requests."""
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from services.finetune.generate.models import LanguageModelCache
 from services.finetune.generate.turns import in_turns
 from shared.conversations import markers
 from shared.errors import JobError
-from shared.lanes.messages import GenerateItems, LaneRequest, Result, Said, Spoken
+from shared.lanes.messages import KEEP_SECONDS, GenerateItems, LaneRequest, Result, Said, Spoken
 from shared.ml.language.generate import MOST_TOKENS, Piece, Prompted, decode
 from shared.ml.language.soft_tokens import Media
 from shared.ml.language.tuned import TunedLanguageModel
 from shared.queues import Modality, Stage
 from shared.worker.context import Prepared, Steps
 from shared.worker.control import Control
+from shared.worker.intake import Haste
 
 #: Callers who are answered in one batch; more callers are batches of their own, which take turns.
 _BATCH = 16
@@ -77,7 +79,7 @@ class ChatLane:
         """Answers all of them together, a token each at a step."""
         first = batch[0]
         with (
-            self._models.held(first.model, first.tenant, Control(shard_id=0)) as model,
+            self._models.held(first.model, first.tenant, Haste(time.time() + KEEP_SECONDS)) as model,
             closing(
                 decode(model, [asked.prompted for asked in batch], gone=lambda place: batch[place].gone.is_set())
             ) as steps,
