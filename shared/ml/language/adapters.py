@@ -6,6 +6,7 @@ Liu et al., "GPT understands, too" (2021); Li and Liang, "Prefix-tuning" (ACL 20
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,10 @@ class PeftAdapter:
         self._name = f"tuned{next(_names)}"
         vars(model).pop("peft_config", None)  # of another adapter: PEFT keeps those of one user only
         self._config = config
-        self._peft = PeftModelForCausalLM(model, config, adapter_name=self._name)
+        with warnings.catch_warnings():  # PEFT asks transformers a question that it puts differently by now
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            self._peft = PeftModelForCausalLM(model, config, adapter_name=self._name)
+        self._peft.eval()
         self.is_prefix = config.peft_type == "PREFIX_TUNING"
         self.is_prompt = bool(config.is_prompt_learning) and not self.is_prefix
         self.virtual_tokens = int(config.num_virtual_tokens) if config.is_prompt_learning else 0
@@ -99,6 +103,7 @@ class PeftAdapter:
     def close(self) -> None:
         """Takes it off the base model."""
         for layer in _tuner_layers(self._peft):
+            layer.set_adapter([])
             layer.delete_adapter(self._name)
 
 

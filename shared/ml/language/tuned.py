@@ -94,6 +94,20 @@ class TunedLanguageModel:
             files[PROJECTOR] = safetensors.torch.save(tensors)
         return {**files, CONFIG: self.config.model_dump_json(indent=1).encode()}
 
+    @property
+    def context_length(self) -> int:
+        """Tokens that it can read beside its soft prompt."""
+        return self.base.context_length - (self.adapter.virtual_tokens if self.adapter else 0)
+
+    def rows_together(self, width: int, wanted: int) -> int:
+        """How many conversations, of up to `width` tokens, may be read at once if so many are `wanted`.
+
+        Layers that look back only so far count padding, which would stand between a prefix and a shorter conversation.
+        """
+        window = getattr(self.base.model.config.get_text_config(), "sliding_window", None)
+        is_far = window is not None and width + (self.adapter.virtual_tokens if self.adapter else 0) > window
+        return 1 if is_far and self.adapter is not None and self.adapter.is_prefix else wanted
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within it the base model's layers compute with this one's adapter, and no other's."""
@@ -123,7 +137,7 @@ class TunedLanguageModel:
                 f"The conversation has markers for {wanted}, which the media do not fit.", code="media_differ"
             )
         soft = [0 if one.vector is None else self._tokens_of(one.modality) for one in media]
-        room = self.base.context_length - (self.adapter.virtual_tokens if self.adapter else 0)
+        room = self.context_length
         return self.base.tokenizer.encode(
             conversation, soft, answer=answer, max_length=min(room, max_length or room)
         )  # fmt: skip
