@@ -3,13 +3,19 @@
 What the models here cannot do, such as calling tools, is refused and not passed over.
 """
 
+import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
-from shared.generation import MAX_TOKENS, StopWord, StopWords
+from shared.conversations import ContentPart, MediaPart, Message, media_of
+from shared.conversations import TextPart as Words
+from shared.generation import MAX_TOKENS, Generation, StopWord, StopWords
 from shared.ids import new_id
+from shared.queues import Modality
 from shared.schemas import Strict
 
 FinishReason = Literal["stop", "length"]
@@ -165,3 +171,46 @@ class ChatChunk(_Completion):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     choices: list[ChunkChoice]
     usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A conversation with markers, and the modality and reference of what each of them stands for."""
+
+    conversation: list[Message]
+    media: list[tuple[Modality, str]]
+
+
+def translate(messages: Sequence[ChatMessage]) -> Translated:
+    """OpenAI's messages as ours; `developer` is the newer name of `system`."""
+    media: list[tuple[Modality, str]] = []
+    conversation = [_message(message, media) for message in messages]
+    return Translated(conversation, media)
+
+
+def generation_of(request: ChatRequest) -> Generation:
+    """How the answer is drawn; without a seed, differently each time."""
+    given = {
+        "max_tokens": request.max_completion_tokens or request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop": [request.stop] if isinstance(request.stop, str) else request.stop,
+        "seed": secrets.randbits(63) if request.seed is None else request.seed % 2**63,
+    }
+    return Generation.model_validate({name: value for name, value in given.items() if value is not None})
+
+
+def _message(message: ChatMessage, media: list[tuple[Modality, str]]) -> Message:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return Message(role=role, content=message.content)
+    parts: list[ContentPart] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            parts.append(Words(text=part.text))
+            continue
+        found = media_of(part.model_dump())
+        assert found is not None
+        media.append((Modality(found[0]), found[1]))
+        parts.append(MediaPart(type=found[0]))
+    return Message(role=role, content=parts)

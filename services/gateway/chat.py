@@ -1,10 +1,8 @@
-"""A chat in OpenAI's shape as a language model here reads it: the conversation, its media, and how to answer."""
+"""Going on with a conversation: its media to vectors by the lanes of their encoders, the rest by the model's own lane."""
 
-import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +12,8 @@ from starlette.concurrency import run_in_threadpool
 from services.gateway.deps import Services
 from services.gateway.interactive import Asking, Contents, encode, locate
 from services.gateway.sources import find_speaker
-from shared.chat import ChatMessage, ChatRequest
-from shared.chat import TextPart as ChatText
-from shared.conversations import ContentPart, MediaPart, Message, TextPart, media_of
+from shared.chat import ChatRequest, Translated, generation_of, translate
 from shared.errors import ContextLengthError, InvalidRequestError, TooLargeError
-from shared.generation import Generation
 from shared.lanes.client import LaneClient, LaneFailedError
 from shared.lanes.messages import Encoded, GenerateItems, Rows, Said, Spoken
 from shared.predictions import MOST_ITEMS
@@ -32,33 +27,6 @@ _CALLERS = {
     "conversation_impossible": InvalidRequestError,
     "media_differ": InvalidRequestError,
 }
-
-
-@dataclass(frozen=True)
-class Translated:
-    """A conversation with markers, and the modality and reference of what each of them stands for."""
-
-    conversation: list[Message]
-    media: list[tuple[Modality, str]]
-
-
-def translate(messages: Sequence[ChatMessage]) -> Translated:
-    """OpenAI's messages as ours; `developer` is the newer name of `system`."""
-    media: list[tuple[Modality, str]] = []
-    conversation = [_message(message, media) for message in messages]
-    return Translated(conversation, media)
-
-
-def generation_of(request: ChatRequest) -> Generation:
-    """How the answer is drawn; without a seed, differently each time."""
-    given = {
-        "max_tokens": request.max_completion_tokens or request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "stop": [request.stop] if isinstance(request.stop, str) else request.stop,
-        "seed": secrets.randbits(63) if request.seed is None else request.seed % 2**63,
-    }
-    return Generation.model_validate({name: value for name, value in given.items() if value is not None})
 
 
 async def answer(
@@ -89,22 +57,6 @@ async def answer(
         if error.error_code not in _CALLERS:
             raise
         raise _CALLERS[error.error_code](error.message, code=error.error_code, param="messages") from error
-
-
-def _message(message: ChatMessage, media: list[tuple[Modality, str]]) -> Message:
-    role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return Message(role=role, content=message.content)
-    parts: list[ContentPart] = []
-    for part in message.content:
-        if isinstance(part, ChatText):
-            parts.append(TextPart(text=part.text))
-            continue
-        found = media_of(part.model_dump())
-        assert found is not None
-        media.append((Modality(found[0]), found[1]))
-        parts.append(MediaPart(type=found[0]))
-    return Message(role=role, content=parts)
 
 
 def _look_up(

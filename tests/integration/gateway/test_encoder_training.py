@@ -48,7 +48,7 @@ def services(
 ) -> Services:
     """The gateway's, with small encoders in the catalogue."""
     specs = [*load_catalog().values(), tiny_bert(tmp_path_factory.mktemp("bert")), tiny_cnn()]
-    return Services(settings, sessions, store, Catalog(specs), lambda _: None)
+    return Services(settings, sessions, store, Catalog(specs), {}, lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Serv
     """The gateway's services, with hints that reach the workers."""
     broker = make_broker(settings)
     catalog = load_catalog(settings.encoders_file)
-    return Services(settings, sessions, store, catalog, lambda queues: send_hints(broker, queues))
+    return Services(settings, sessions, store, catalog, {}, lambda queues: send_hints(broker, queues))
 
 
 @contextmanager
