@@ -1,4 +1,4 @@
-"""Going on with a conversation: its media to vectors by the lanes of their encoders, the rest by the model's own lane."""
+"""Going on with a conversation: media to vectors by the lanes of their encoders, the rest by the lane of the model."""
 
 import time
 from collections.abc import AsyncGenerator

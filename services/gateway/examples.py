@@ -237,8 +237,8 @@ CHAT_REQUESTS: dict[str, Any] = {
     "words": {
         "summary": "Words",
         "value": {
-            "model": "gemma3-270m",
-            "messages": [{"role": "user", "content": "The capital of Japan is"}],
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
             "max_completion_tokens": 16,
             "temperature": 0,
         },
@@ -266,11 +266,11 @@ CHAT: dict[str, Any] = {
     "id": "chatcmpl-01k9w0f7c2b5d8g1h4j7k0m3np",
     "object": "chat.completion",
     "created": 1794787300,
-    "model": "gemma3-270m",
+    "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
     "choices": [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": " Tokyo.", "refusal": None},
+            "message": {"role": "assistant", "content": "Tokyo.", "refusal": None},
             "finish_reason": "stop",
             "logprobs": None,
         }
@@ -279,7 +279,7 @@ CHAT: dict[str, Any] = {
 }
 
 CHAT_STREAM = """\
-data: {"id":"chatcmpl-…","created":1794787300,"model":"gemma3-270m","object":"chat.completion.chunk","choices":[…]}
+data: {"id":"chatcmpl-…","created":1794787300,"model":"model-…","object":"chat.completion.chunk","choices":[…]}
 
 data: [DONE]
 

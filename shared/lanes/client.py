@@ -146,7 +146,7 @@ class LaneClient:
             raise
         finally:
             self._observe(request.stage, outcome, time.perf_counter() - began)
-            if outcome in {"cancelled", DeadlineError.code}:
+            if outcome in {"cancelled", DeadlineError.code, UnavailableError.code}:
                 self._leave(request)
 
     async def close(self) -> None:

@@ -79,7 +79,8 @@ class Generate:
         """Generates the answers; those who wait for one of theirs go first, between any two tokens."""
         rows = list(prepared.prompts)
         with self._models.held(lease.request["model"], lease.tenant, control) as model:
-            steps = decode(model, [prepared.prompts[row] for row in rows])
+            control.breathe()
+            steps = decode(model, [prepared.prompts[row] for row in rows], streams=False)
             for step in in_turns(steps, self._models.computing):
                 prepared.answers |= {rows[piece.place]: piece.end for piece in step if piece.end is not None}
                 control.breathe()
