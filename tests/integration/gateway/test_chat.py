@@ -1,16 +1,12 @@
-"""Chat in OpenAI's shape, by its own client, and predict jobs of language models: a real worker process answers."""
+"""Chat in OpenAI's shape, by its own client, and predict jobs of language models: a real worker answers."""
 
+import asyncio
 import base64
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -23,6 +19,7 @@ from PIL import Image
 
 from services.audio import tasks as audio
 from services.client.client import Client
+from services.finetune.generate.tasks import make_pool as make_generate_pool
 from services.fusion import tasks as fusion
 from services.gateway.deps import Services
 from services.image import tasks as image
@@ -89,27 +86,11 @@ def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Serv
     return Services(settings, sessions, store, catalog, models, lambda queues: send_hints(broker, queues))
 
 
-@contextmanager
-def generate_worker(environment: dict[str, str]) -> Iterator[None]:
-    """`python -m services.finetune generate`; drained at the end."""
-    root = str(Path(__file__).parents[3])
-    command = [sys.executable, "-m", "services.finetune", "generate"]
-    process = subprocess.Popen(command, env={**os.environ, **environment, "PYTHONPATH": root}, cwd=root)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
-
-
 @pytest.fixture(scope="module")
-def workers(
-    environment: dict[str, str], settings: Settings, sessions: Sessions, store: ObjectStore, root: Path
-) -> Iterator[None]:
-    """A worker of each pool that is needed."""
+def workers(settings: Settings, sessions: Sessions, store: ObjectStore, root: Path) -> Iterator[None]:
+    """A worker of each other pool that is needed."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
         patch.setenv("PYTHONPATH", str(root))  # for the decode processes
-        running.enter_context(generate_worker(environment))
         for queue, make_pool in POOLS.items():
             running.enter_context(run_pool(make_context(settings, sessions, store, queue), make_pool))
         yield
@@ -122,9 +103,12 @@ def key(sessions: Sessions) -> str:
 
 
 @pytest.fixture(scope="module")
-def ai(url: str, key: str, workers: None) -> Iterator[OpenAI]:
-    """OpenAI's client, once the worker is there."""
-    with OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=5, timeout=90) as client:
+def ai(url: str, key: str, settings: Settings, sessions: Sessions, store: ObjectStore) -> Iterator[OpenAI]:
+    """OpenAI's client, once a worker has the model."""
+    with (
+        run_pool(make_context(settings, sessions, store, Queue.GENERATE), make_generate_pool),
+        OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=5, timeout=90) as client,
+    ):
         ask(client, "Hello", max_tokens=1)
         yield client
 
@@ -212,8 +196,6 @@ async def test_many_at_once_get_their_own_answers(url: str, key: str, ai: OpenAI
             return (await asked).choices[0].message.content or ""
         return "".join([chunk.choices[0].delta.content or "" async for chunk in await asked])
 
-    import asyncio
-
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key, timeout=90) as client:
         said = await asyncio.gather(*(one(client, text, n % 2 == 0) for n, text in enumerate(texts)))
     generation = Generation(temperature=0, max_tokens=24)
@@ -264,7 +246,7 @@ def test_what_cannot_be_answered_is_said_at_once(
 
 
 def test_pictures_and_sounds_are_read_by_the_models_own_encoders(
-    ai: OpenAI, client: httpx.Client, tuned_id: str
+    ai: OpenAI, client: httpx.Client, workers: None, tuned_id: str
 ) -> None:
     first, again, other = (ask(ai, of_media(seed), model=tuned_id).choices[0].message.content for seed in (1, 1, 2))
     assert first == again != other
@@ -315,7 +297,7 @@ def job_rows(client: httpx.Client, **request: Any) -> tuple[dict[str, Any], dict
 
 
 def test_a_predict_job_of_a_base_model_answers_prompts_and_messages(
-    ai: OpenAI, client: httpx.Client, base: LanguageModel, sessions: Sessions
+    ai: OpenAI, client: httpx.Client, workers: None, base: LanguageModel, sessions: Sessions
 ) -> None:
     items: list[dict[str, Any]] = [{"id": f"item-{n}", "text": f"word {n}", "label": "x"} for n in range(5)]
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "To be learned."}]
@@ -332,7 +314,7 @@ def test_a_predict_job_of_a_base_model_answers_prompts_and_messages(
 
 
 def test_a_predict_job_of_a_tuned_model_says_what_its_words_stand_for(
-    ai: OpenAI, client: httpx.Client, tuned_id: str, sessions: Sessions
+    ai: OpenAI, client: httpx.Client, workers: None, tuned_id: str, sessions: Sessions
 ) -> None:
     """The same as a chat with the prompt that the model was tuned with; on a feature set, the same again."""
     items = [{"id": f"item-{n}", "text": f"thing {n}", "image": data_uri("image/png", picture(n))} for n in range(3)]
