@@ -34,6 +34,12 @@ class InvalidRequestError(TriviumError):
     code, status, type = "invalid_request", 422, "invalid_request_error"
 
 
+class ContextLengthError(InvalidRequestError):
+    """A conversation is longer than the language model can read. 400, as users of OpenAI's interface know it."""
+
+    code, status = "context_length_exceeded", 400
+
+
 class AuthenticationError(TriviumError):
     """No key, or one that is unknown or revoked."""
 

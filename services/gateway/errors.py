@@ -46,14 +46,18 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def error_response(error: TriviumError, *, status: int | None = None) -> JSONResponse:
     """The answer that a deliberate error stands for."""
-    body = ErrorBody(message=error.message, type=error.type, code=error.error_code, param=error.param)
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AuthenticationError):
         headers["WWW-Authenticate"] = "Bearer"
-    content = ErrorResponse(error=body).model_dump()
-    return JSONResponse(content, status_code=status or error.status, headers=headers)
+    return JSONResponse(error_body(error).model_dump(), status_code=status or error.status, headers=headers)
+
+
+def error_body(error: TriviumError) -> ErrorResponse:
+    """A deliberate error as callers see it."""
+    body = ErrorBody(message=error.message, type=error.type, code=error.error_code, param=error.param)
+    return ErrorResponse(error=body)
 
 
 def internal_error() -> JSONResponse:

@@ -41,7 +41,7 @@ def submit(
             earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
-        request = settle(session, tenant, request)
+        request = settle(session, tenant, request, services.language_models)
         if isinstance(request, InstructionRequest):
             check_language_model(session, tenant, services.language_models, request.language_model)
         catalog = with_models(session, tenant, services.catalog, request.encoders)

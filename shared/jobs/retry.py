@@ -28,7 +28,7 @@ from shared.jobs.transitions import (
     set_status,
     too_many_failed,
 )
-from shared.queues import Modality, Stage
+from shared.queues import READING, Modality, Stage
 from shared.schemas import JobStatus
 
 _BROKEN = (ShardState.FAILED, ShardState.CANCELLED)
@@ -135,7 +135,7 @@ def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[
     chosen = {r.id for r in rows if r.state in _BROKEN or (r.stage, r.index) in faults}
     per_slice = (*_EXTRACTION, Stage.FUSION)
     slices = {r.index for r in rows if r.id in chosen and r.stage in per_slice} | {index for _, index in faults}
-    behind = (Stage.FUSION, Stage.PREDICT, Stage.INDEX)
+    behind = (Stage.FUSION, *READING)
     return [
         r
         for r in rows
@@ -201,8 +201,7 @@ def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:
     fused = Counter(s.index for s in shards if s.stage == Stage.FUSION)
     on: dict[str, Callable[[_Ended], int]] = {
         Stage.FUSION: lambda s: extracted[s.index],
-        Stage.PREDICT: lambda s: fused[s.index],
-        Stage.INDEX: lambda s: fused[s.index],
+        **dict.fromkeys(READING, lambda s: fused[s.index]),
         Stage.FINE_TUNE: lambda s: fused.total(),  # noqa: ARG005
         **dict.fromkeys(_EXTRACTION, lambda s: int(s.stage in fits)),
     }
