@@ -38,7 +38,7 @@ def settle(session: Session, tenant: str, request: JobRequest, language_models: 
     if isinstance(request, IndexRequest):
         model = find_aligner(session, tenant, request.model)
         if source is not None:
-            _check_fit(model, source.schema)
+            _check_fit(model, source.schema, reads_text=False)
             return request
         return request.model_copy(update=_encoding(model, request))
     if request.model in language_models:
