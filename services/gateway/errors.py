@@ -17,6 +17,7 @@ from starlette.routing import Match
 from shared.db import is_outage
 from shared.errors import AuthenticationError, InvalidRequestError, TriviumError, UnavailableError
 from shared.observability import get_logger
+from shared.requests import TAGS
 from shared.schemas import ErrorBody, ErrorResponse, JobType
 
 log = get_logger(__name__)
@@ -155,5 +156,5 @@ def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
 
 def _path(location: Sequence[Any]) -> str | None:
     """`("body", "features", "items", 3, "id")` → `items.3.id`: the job's type is no field on the way."""
-    place = location[2:] if location[1:2] and location[0] == "body" and location[1] in set(JobType) else location[1:]
+    place = location[2:] if location[1:2] and location[0] == "body" and location[1] in TAGS else location[1:]
     return ".".join(str(part) for part in place) or None

@@ -14,6 +14,7 @@ TAGS = [
     {"name": "search", "description": "Items near another one, whatever the modality: say it, find the picture."},
     {"name": "chat", "description": "Conversations with language models, in OpenAI's shape."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
+    {"name": "prompts", "description": "How items and their labels are put to models, as data with versions."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
     {"name": "health", "description": "For those that watch this service."},

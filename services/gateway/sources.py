@@ -12,8 +12,11 @@ from shared.fine_tuning import LANGUAGE_METHODS, IndexRequest, PredictRequest
 from shared.jobs import registry, repository
 from shared.jobs.encoders import MODEL, encoder_ids
 from shared.jobs.models import INDEX_DIMENSION, Model
+from shared.jobs.prompts import find_prompt
 from shared.language_models import LanguageModels, find_language_model
+from shared.language_tuning import InstructionRequest, LanguageSource, PromptRequest
 from shared.preprocessing import Preprocessing
+from shared.prompts import PromptTemplate
 from shared.queues import Modality
 from shared.requests import JobRequest
 from shared.schemas import Encoders, FeaturesRequest, ItemSource
@@ -24,15 +27,18 @@ _FUSE = _PREDICT | {"align"}
 
 
 def settle(session: Session, tenant: str, request: JobRequest, language_models: LanguageModels) -> JobRequest:
-    """The request with what its model decides: items are encoded as those were that the model was trained on.
+    """The request with what its model decides: items are encoded as those were that the model was trained on; with
+    prompts in the place of their ids.
 
-    Raises NotFoundError (`model_not_found`, `features_not_found`), ConflictError, InvalidRequestError
-    (`unsuitable_model`, `unsuitable_features`).
+    Raises NotFoundError (`model_not_found`, `features_not_found`, `prompt_not_found`), ConflictError,
+    InvalidRequestError (`unsuitable_model`, `unsuitable_features`).
     """
     features = getattr(request, "features", None)
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
+    if isinstance(request, InstructionRequest | PromptRequest):
+        return request.model_copy(update=_prompts_of(session, tenant, request))
     if not isinstance(request, PredictRequest | IndexRequest):
         return request
     if isinstance(request, IndexRequest):
@@ -134,6 +140,30 @@ def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
         if not id.startswith(MODEL):
             catalog.resolve(modality, id)
     return encoders
+
+
+def _prompts_of(session: Session, tenant: str, request: LanguageSource) -> dict[str, Any]:
+    """What changes of it: the prompts that it names by id as they are now, and their words drawn on the pictures."""
+
+    def found(named: PromptTemplate | str | None, param: str) -> PromptTemplate | None:
+        return find_prompt(session, tenant, named, param=param).prompt if isinstance(named, str) else named
+
+    changed: dict[str, Any] = {"prompt": found(request.prompt, "prompt")}
+    templates = [changed["prompt"]]
+    if isinstance(request, PromptRequest) and request.prompts is not None:
+        templates = changed["prompts"] = [found(named, "prompts") for named in request.prompts]
+    drawn = {template.image_text for template in templates if template is not None}
+    if len(drawn) > 1:
+        message = "Pictures are encoded once: all prompts must have the same image_text."
+        raise InvalidRequestError(message, param="prompts")
+    words = next(iter(drawn), None)
+    if words is not None:
+        if request.features is not None:
+            message = "The features are there already: words can be drawn on pictures only before they are encoded."
+            raise InvalidRequestError(message, param="prompt")
+        image = request.preprocessing.image.model_copy(update={"drawn_text": words})
+        changed["preprocessing"] = request.preprocessing.model_copy(update={"image": image})
+    return changed
 
 
 def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:

@@ -19,7 +19,6 @@ from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
-from shared.language_tuning import InstructionRequest
 from shared.planning import plan_inline
 from shared.requests import JobRequest
 from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
@@ -42,8 +41,8 @@ def submit(
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
         request = settle(session, tenant, request, services.language_models)
-        if isinstance(request, InstructionRequest):
-            check_language_model(session, tenant, services.language_models, request.language_model)
+        if (language_model := getattr(request, "language_model", None)) is not None:
+            check_language_model(session, tenant, services.language_models, language_model)
         catalog = with_models(session, tenant, services.catalog, request.encoders)
         files = _files_of(request)
         input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)

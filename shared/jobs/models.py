@@ -299,6 +299,24 @@ class Model(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
 
 
+class Prompt(Base):
+    """One version of a prompt of a tenant."""
+
+    __tablename__ = "prompts"
+    __table_args__ = (
+        UniqueConstraint("tenant", "name", "version", name="prompts_version"),
+        Index("prompts_of_tenant", "tenant", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(Integer)
+    prompt: Mapped[dict[str, Any]] = mapped_column(JSONB, doc="a PromptTemplate")
+    metadata_: Mapped[dict[str, str]] = mapped_column("metadata", JSONB, default=dict)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
+
+
 #: The longest vectors that can be searched. Shorter ones end in zeros, which change no cosine.
 INDEX_DIMENSION = 512
 
