@@ -87,7 +87,6 @@ class AnyJobOptions(TrainingOptions, PromptOptions, total=False):
     model: str
     contributions: bool
     generation: JobGeneration | Mapping[str, Any]
-    prompt: PromptTemplate | Mapping[str, Any]
 
 
 class ChatOptions(TypedDict, total=False):
