@@ -233,6 +233,75 @@ PREDICTIONS: dict[str, Any] = {
     ],
 }
 
+EMBEDDING_REQUESTS: dict[str, Any] = {
+    "texts": {
+        "summary": "Two texts",
+        "value": {"model": "all-minilm-l6-v2", "input": ["A dog in the snow", "Rain all day"]},
+    },
+    "picture": {
+        "summary": "A picture that was uploaded, as base64",
+        "value": {
+            "model": "mobilenet_v2",
+            "input": [{"image": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"}],
+            "encoding_format": "base64",
+        },
+    },
+}
+
+EMBEDDINGS: dict[str, Any] = {
+    "object": "list",
+    "data": [
+        {"object": "embedding", "index": 0, "embedding": [0.01, -0.2]},
+        {"object": "embedding", "index": 1, "embedding": [0.03, 0.1]},
+    ],
+    "model": "all-minilm-l6-v2",
+    "usage": {"prompt_tokens": 12, "total_tokens": 12},
+}
+
+BATCH_REQUESTS: dict[str, Any] = {
+    "embeddings": {
+        "summary": "A file of requests to /v1/embeddings",
+        "value": {
+            "input_file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz",
+            "endpoint": "/v1/embeddings",
+            "completion_window": "24h",
+            "metadata": {"project": "posts"},
+        },
+    },
+}
+
+BATCH: dict[str, Any] = {
+    "id": "batch-01k9w0c5h2m7v4x8r1t6q3z9ny",
+    "object": "batch",
+    "endpoint": "/v1/embeddings",
+    "model": "all-minilm-l6-v2",
+    "errors": None,
+    "input_file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz",
+    "completion_window": "24h",
+    "status": "completed",
+    "output_file_id": "file-01k9w0d4a2b6c8e1f3g5h7j9kq",
+    "error_file_id": None,
+    "created_at": 1794787200,
+    "in_progress_at": 1794787201,
+    "expires_at": 1794873600,
+    "finalizing_at": 1794787215,
+    "completed_at": 1794787217,
+    "failed_at": None,
+    "expired_at": None,
+    "cancelling_at": None,
+    "cancelled_at": None,
+    "request_counts": {"total": 1200, "completed": 1200, "failed": 0},
+    "usage": {
+        "input_tokens": 14400,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 14400,
+    },
+    "metadata": {"project": "posts"},
+    "job_id": JOB["id"],
+}
+
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 
 

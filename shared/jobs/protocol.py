@@ -33,9 +33,15 @@ def _is_fused_otherwise(request: Mapping[str, Any]) -> bool:
     return is_new or (request.get("fusion") or {}).get("model") is not None
 
 
+def _is_a_batch(request: Mapping[str, Any]) -> bool:
+    """Its manifest is a file of requests."""
+    return "batch" in request
+
+
 ADDED: tuple[Added, ...] = (
     Added(2, Stage.PLAN, _is_fused_otherwise),
     Added(2, Stage.FUSION, _is_fused_otherwise),
+    Added(3, Stage.PLAN, _is_a_batch),
     *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
 )
 

@@ -209,13 +209,13 @@ def _validate(fields: Mapping[str, Any], encoded: list[Modality]) -> tuple[Item 
     try:
         item = Item.model_validate(fields)
     except ValidationError as error:
-        return None, Problem("invalid_item", _in_words(error))
+        return None, Problem("invalid_item", in_words(error))
     if all(getattr(item, m) is None for m in encoded):
         return None, Problem("invalid_item", f"The item has none of what this job encodes: {', '.join(encoded)}.")
     return item, None
 
 
-def _in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError) -> str:
     """The first few things that are wrong with an item, without the item's own values."""
     wrong: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
