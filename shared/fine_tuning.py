@@ -1,11 +1,12 @@
 """What a fine_tune job can be asked for. No heavy library is imported here: the gateway checks it at the door."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from shared.schemas import FeatureSource, FeaturesRequest, JobOptions, JobType, Strict
+from shared.schemas import FeatureSource, JobOptions, JobType, Strict
 
 
 class Method(StrEnum):
@@ -141,22 +142,18 @@ class FineTuneRequest(JobOptions, FeatureSource):
     )
 
 
+#: Methods that are trained by language models, which read the items' words themselves.
+LANGUAGE_METHODS = frozenset({"instruction", "prompt"})
+
+
+def reads_text(request: Mapping[str, Any]) -> bool:
+    """Whether the job of a stored request gives its items' text and messages to a language model as they are."""
+    return request.get("method") in LANGUAGE_METHODS or bool(request.get("generates"))
+
+
 class PredictRequest(JobOptions, FeatureSource):
     """A job that applies a model to a feature set, or to items that are turned into one first."""
 
     type: Literal[JobType.PREDICT]
     model: str = Field(examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"])
     contributions: bool = Field(True, description="how much each modality moved each prediction (Shapley values)")
-
-
-def _type_of(value: Any) -> str:
-    return str(value.get("type", JobType.FEATURES) if isinstance(value, dict) else getattr(value, "type", ""))
-
-
-#: Any job, told by its `type`; without one it is a features job.
-JobRequest = Annotated[
-    Annotated[FeaturesRequest, Tag("features")]
-    | Annotated[FineTuneRequest, Tag("fine_tune")]
-    | Annotated[PredictRequest, Tag("predict")],
-    Discriminator(_type_of),
-]

@@ -6,6 +6,7 @@ from functools import partial
 
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from services.dispatcher.batches.planning import BatchPlan
 from services.dispatcher.manifests.detection import open_object, open_prefix
 from services.dispatcher.manifests.reading import Reading
 from shared.catalog import Catalog
@@ -59,8 +60,11 @@ class PlanJob:
         context, request = self._context, PlanRequest.of(lease.request)
         catalog = control.patiently(lambda: self._catalog(lease, request))
         reading = Reading(context.store, context.settings.limits, lease.job_id, lease.token, control.check)
-        source = _open(reading, prepared)
-        return plan_rows(
+        batch = BatchPlan.of(reading, prepared.key or "", lease.request)
+        if batch is not None and (refused := batch.refused()) is not None:
+            return refused
+        source = _open(reading, prepared) if batch is None else Source(batch.rows())
+        plan = plan_rows(
             source,
             request,
             Place(context.store, lease.job_id, lease.token),
@@ -70,6 +74,7 @@ class PlanJob:
             resolve_files=partial(find_files, context.sessions, lease),
             check=control.check,
         )
+        return plan if batch is None else batch.counted(plan)
 
     def store(self, lease: Lease, output: Plan, control: Control) -> Plan:  # noqa: ARG002
         """Everything is stored already: slices are written while the manifest is read."""

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 from shared.catalog import TRAINING, Catalog, EncoderSpec
 from shared.errors import InvalidRequestError, StorageFullError, TooLargeError
-from shared.fine_tuning import FineTuneRequest, JobRequest, Method, TrainEncoder
+from shared.fine_tuning import FineTuneRequest, Method, TrainEncoder
 from shared.fusion_parameters import validate_parameters
 from shared.queues import Modality
+from shared.requests import JobRequest
 from shared.schemas import FeaturesRequest, FusionMethod, ItemSource
 from shared.settings import Limits, Settings
 from shared.storage.imports import allowed_prefix

@@ -113,9 +113,7 @@ async def encode(lanes: LaneClient, contents: Contents, asking: Asking) -> dict[
     return encoded
 
 
-def _check_size(
-    modality: Modality, contents: Collection[str | MediaLocation], limits: Limits, param: str
-) -> None:
+def _check_size(modality: Modality, contents: Collection[str | MediaLocation], limits: Limits, param: str) -> None:
     try:
         sent = sum(len(one.encode()) if isinstance(one, str) else len(one.data or "") for one in contents)
     except UnicodeEncodeError as error:

@@ -6,12 +6,14 @@ from sqlalchemy.orm import Session
 
 from shared.catalog import Catalog, EncoderSpec
 from shared.errors import InvalidRequestError
-from shared.fine_tuning import FineTuneRequest, JobRequest
+from shared.fine_tuning import LANGUAGE_METHODS, PredictRequest
 from shared.jobs import registry, repository
 from shared.jobs.encoders import MODEL, encoder_ids, fitted_encoder
 from shared.jobs.models import Model
+from shared.language_models import LanguageModels, find_language_model
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality
+from shared.requests import JobRequest
 from shared.schemas import Encoders, FeaturesRequest, ItemSource
 
 #: Kinds of models that say something about an item, and those that make one vector of its vectors.
@@ -29,7 +31,7 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
-    if isinstance(request, FineTuneRequest):
+    if not isinstance(request, PredictRequest):
         return request
     model = find_predictor(session, tenant, request.model)
     if source is not None:
@@ -45,6 +47,20 @@ def find_predictor(session: Session, tenant: str, id: str) -> Model:
         message = f"The model {model.id!r} is a {model.kind}; predictions need a classifier or a regressor."
         raise InvalidRequestError(message, code="unsuitable_model", param="model")
     return model
+
+
+def check_language_model(session: Session, tenant: str, models: LanguageModels, id: str) -> None:
+    """A language model must be in the catalogue, or be one that a job of the tenant's tuned.
+
+    Raises NotFoundError (`model_not_found`), InvalidRequestError (`unknown_language_model`, `unsuitable_model`).
+    """
+    if not id.startswith(MODEL):
+        find_language_model(models, id)
+        return
+    model = registry.find_model(session, tenant, id, param="language_model")
+    if model.kind not in LANGUAGE_METHODS:
+        message = f"The model {model.id!r} is a {model.kind}, not a language model."
+        raise InvalidRequestError(message, code="unsuitable_model", param="language_model")
 
 
 def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:

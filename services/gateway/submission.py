@@ -7,20 +7,21 @@ from pydantic_core import PydanticSerializationError
 
 from services.gateway import admission
 from services.gateway.deps import Services
-from services.gateway.sources import settle
+from services.gateway.sources import check_language_model, settle
 from shared import schemas
 from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
-from shared.fine_tuning import JobRequest
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.backlog import check_backlog, check_with_others
-from shared.jobs.encoders import with_models
+from shared.jobs.encoders import MODEL, with_models
 from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
+from shared.language_tuning import InstructionRequest
 from shared.planning import plan_inline
+from shared.requests import JobRequest
 from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
 from shared.storage import keys
 
@@ -41,6 +42,8 @@ def submit(
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
         request = settle(session, tenant, request)
+        if isinstance(request, InstructionRequest):
+            check_language_model(session, tenant, services.language_models, request.language_model)
         catalog = with_models(session, tenant, services.catalog, request.encoders)
         files = _files_of(request)
         input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
@@ -54,7 +57,7 @@ def submit(
         idempotency_key=idempotency_key,
         file_ids=files,
         features=getattr(request, "features", None),
-        model=request.fusion.model if isinstance(request, FeaturesRequest) else getattr(request, "model", None),
+        model=_model_of(request),
         encoders=[id for id in request.encoders.chosen().values() if isinstance(catalog.get(id), FittedEncoder)],
         input_bytes=input_bytes,
         timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
@@ -116,6 +119,14 @@ def _canonical(request: JobRequest) -> bytes:
     except PydanticSerializationError as error:
         message = "The items hold text that is not valid Unicode (half of a surrogate pair)."
         raise InvalidRequestError(message, code="invalid_unicode", param="items") from error
+
+
+def _model_of(request: JobRequest) -> str | None:
+    """The model of the tenant's that the job needs."""
+    if isinstance(request, FeaturesRequest):
+        return request.fusion.model
+    named: str | None = getattr(request, "model", getattr(request, "language_model", None))
+    return named if named is not None and named.startswith(MODEL) else None
 
 
 def _files_of(request: ItemSource) -> frozenset[str]:

@@ -152,9 +152,7 @@ def _errors(session: Session, job: Job) -> BatchErrors:
         return BatchErrors(data=[BatchError(code=job.error_code or "", message=job.error_message or "")])
     wrong = select(ItemError).where(ItemError.job_id == job.id).order_by(ItemError.item_index).limit(MOST_ERRORS)
     return BatchErrors(
-        data=[
-            BatchError(code=row.code, message=row.message, line=row.item_index + 1) for row in session.scalars(wrong)
-        ]
+        data=[BatchError(code=row.code, message=row.message, line=row.item_index + 1) for row in session.scalars(wrong)]
     )
 
 
@@ -164,7 +162,8 @@ def _counts(batch: Batch, job: Job) -> RequestCounts:
     if batch.finalized_at is not None:
         return RequestCounts(total=total, completed=batch.summary["completed"], failed=batch.summary["failed"])
     done, failed = (
-        total * count // max(job.items_total, 1) for count in (job.items_succeeded + job.items_partial, job.items_failed)
+        total * count // max(job.items_total, 1)
+        for count in (job.items_succeeded + job.items_partial, job.items_failed)
     )
     return RequestCounts(total=total, completed=done, failed=failed)
 

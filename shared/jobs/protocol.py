@@ -9,6 +9,7 @@ Workers of the first schema claim whatever is there, so the first line must not 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from shared.fine_tuning import reads_text
 from shared.jobs.encoders import named_models
 from shared.queues import Modality, Stage
 from shared.schemas import JobType
@@ -39,6 +40,7 @@ def _is_a_batch(request: Mapping[str, Any]) -> bool:
 
 
 ADDED: tuple[Added, ...] = (
+    *(Added(3, stage, reads_text) for stage in (Stage.PLAN, Stage.FUSION, Stage.FINE_TUNE)),
     Added(2, Stage.PLAN, _is_fused_otherwise),
     Added(2, Stage.FUSION, _is_fused_otherwise),
     Added(3, Stage.PLAN, _is_a_batch),

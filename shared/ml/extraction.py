@@ -103,7 +103,9 @@ class Extraction:
         dimension = output.encoder.dimension
         arrays: Arrays = {
             "index": np.array(index, np.int64),
-            "vectors": np.stack([output.vectors[c] for c in contents]) if index else np.zeros((0, dimension), np.float32),
+            "vectors": np.stack([output.vectors[c] for c in contents])
+            if index
+            else np.zeros((0, dimension), np.float32),
             "tokens": _tokens(output, contents),
         }
         data = pack(arrays, {"encoder": output.encoder.spec.id, "fingerprint": output.fingerprint})

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.broker import Broker
@@ -11,6 +11,7 @@ from shared.db import Sessions
 from shared.ids import new_id
 from shared.jobs.records import Finished, Lease, Plan
 from shared.lanes.messages import LaneRequest, Result
+from shared.language_models import LanguageModels, load_language_models
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -28,6 +29,7 @@ class WorkerContext:
     catalog: Catalog
     queue: Queue
     worker_id: str
+    language_models: LanguageModels = field(default_factory=load_language_models)
 
 
 class Handler(Protocol):

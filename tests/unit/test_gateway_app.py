@@ -14,8 +14,8 @@ from services.gateway.__main__ import check_reach
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared import schemas
-from shared.fine_tuning import JobRequest
 from shared.predictions import PredictionList, PredictionRequest
+from shared.requests import JobRequest
 from shared.schemas import ErrorResponse, Page
 from shared.settings import Settings, SettingsError
 

@@ -13,7 +13,7 @@ from shared.batches import EmbeddingsBatchOf
 from shared.embeddings import EmbeddingRequest
 from shared.errors import InvalidRequestError
 from shared.planning import Problem, Row, in_words
-from shared.queues import Modality, Stage
+from shared.queues import Stage
 from shared.schemas import Encoders
 from shared.worker.slices import unpack
 

@@ -62,21 +62,24 @@ class BatchFiles:
         return [_upload(store, key, content) if lines else None for content, lines, key in files]
 
     def _answer(self, request: BatchLine, found: list[Any]) -> None:
-        fault = next((one for one in found if one is None or isinstance(one, Fault)), False)
-        if fault is False:
-            body, tokens_in, tokens_out = self._endpoint.answer(request, found)
-            self._output.write(self._line(request, 200, body))
-            self._completed += 1
-            self._input_tokens += tokens_in
-            self._output_tokens += tokens_out
+        faults = [one for one in found if one is None or isinstance(one, Fault)]
+        if faults:
+            self._errors.write(self._refusal(request, faults[0]))
+            self._failed += 1
             return
-        self._failed += 1
+        body, tokens_in, tokens_out = self._endpoint.answer(request, found)
+        self._output.write(self._line(request, 200, body))
+        self._completed += 1
+        self._input_tokens += tokens_in
+        self._output_tokens += tokens_out
+
+    def _refusal(self, request: BatchLine, fault: Fault | None) -> bytes:
+        """The line of a request that has no answer; None: no worker got to it."""
         if fault is None:
-            self._errors.write(self._line(request, 0, None))
-            return
+            return self._line(request, 0, None)
         kind: type[TriviumError] = TriviumError if fault.code in _OURS else InvalidRequestError
         error = ErrorBody(message=fault.message, type=kind.type, code=fault.code)
-        self._errors.write(self._line(request, kind.status, ErrorResponse(error=error).model_dump()))
+        return self._line(request, kind.status, ErrorResponse(error=error).model_dump())
 
     def _line(self, request: BatchLine, status: int, body: dict[str, Any] | None) -> bytes:
         id = f"{self._prefix}_{request.line}"

@@ -12,10 +12,10 @@ from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page
 from services.gateway.submission import submit
-from shared.fine_tuning import JobRequest
 from shared.jobs import repository
 from shared.jobs.repository import JobFilter
 from shared.jobs.retry import retry
+from shared.requests import JobRequest
 from shared.schemas import Deleted, Job, JobStatus, JobType, Page
 
 router = APIRouter(tags=["jobs"], responses=COMMON_ERRORS)

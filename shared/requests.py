@@ -1,0 +1,31 @@
+"""Any request of a job, told by its `type` and, of training, its `method`."""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from shared.fine_tuning import FineTuneRequest, PredictRequest
+from shared.language_tuning import InstructionRequest
+from shared.schemas import FeaturesRequest, JobType
+
+#: Methods of training that have requests of their own.
+_OF_METHOD = ("instruction",)
+
+
+def _tag_of(value: Any) -> str:
+    def given(name: str, default: str) -> str:
+        found = value.get(name, default) if isinstance(value, dict) else getattr(value, name, default)
+        return str(found)
+
+    type, method = given("type", JobType.FEATURES), given("method", "")
+    return method if type == JobType.FINE_TUNE and method in _OF_METHOD else type
+
+
+#: Without a `type` it is a features job.
+JobRequest = Annotated[
+    Annotated[FeaturesRequest, Tag("features")]
+    | Annotated[FineTuneRequest, Tag("fine_tune")]
+    | Annotated[InstructionRequest, Tag("instruction")]
+    | Annotated[PredictRequest, Tag("predict")],
+    Discriminator(_tag_of),
+]
