@@ -46,12 +46,18 @@ def get_file(session: Session, tenant: str, id: str) -> tuple[schemas.File, str]
 
 
 def list_files(
-    session: Session, tenant: str, *, limit: int, after: str | None = None, purpose: str | None = None
+    session: Session,
+    tenant: str,
+    *,
+    limit: int,
+    after: str | None = None,
+    purpose: str | None = None,
+    oldest_first: bool = False,
 ) -> list[schemas.File]:
-    """Up to `limit` files, newest first, from behind `after` on."""
-    query = _files(tenant).order_by(File.id.desc()).limit(limit)
+    """Up to `limit` files, newest first unless told otherwise, from behind `after` on."""
+    query = _files(tenant).order_by(File.id if oldest_first else File.id.desc()).limit(limit)
     if after is not None:
-        query = query.where(File.id < after)
+        query = query.where(File.id > after if oldest_first else File.id < after)
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     return [_snapshot(row.File, row.Blob) for row in session.execute(query)]
