@@ -10,7 +10,7 @@ from services.gateway.sources import find_encoder
 from services.gateway.submission import submit
 from shared import batches as shapes
 from shared.batches import BatchRequest, EmbeddingsBatch, EmbeddingsBatchOf, Endpoint
-from shared.errors import InvalidRequestError, NotFoundError
+from shared.errors import InvalidRequestError, blaming
 from shared.jobs import batches
 from shared.jobs.files import get_file
 from shared.queues import Modality
@@ -31,11 +31,8 @@ def create(
     if request.endpoint is not Endpoint.EMBEDDINGS:
         message = f"Batches are taken over {Endpoint.EMBEDDINGS} here."
         raise InvalidRequestError(message, code="unsupported_endpoint", param="endpoint")
-    with services.sessions() as session:
-        try:
-            file, key = get_file(session, tenant, request.input_file_id)
-        except NotFoundError as error:
-            raise NotFoundError(error.message, code=error.error_code, param="input_file_id") from error
+    with services.sessions() as session, blaming("input_file_id"):
+        file, key = get_file(session, tenant, request.input_file_id)
     model = _named_model(services, key, file.bytes)
     job, _ = submit(services, tenant, _embeddings(services, tenant, request, model), idempotency_key)
     with services.sessions() as session:

@@ -302,6 +302,64 @@ BATCH: dict[str, Any] = {
     "job_id": JOB["id"],
 }
 
+FINE_TUNING_REQUESTS: dict[str, Any] = {
+    "supervised": {
+        "summary": "Two epochs on a file of conversations",
+        "value": {
+            "model": "gemma3-270m",
+            "training_file": "file-01k9w0c3v8e6m5j2k1x7r4t9qz",
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+            "suffix": "posts",
+            "seed": 7,
+        },
+    },
+}
+
+_HYPERPARAMETERS = {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
+
+FINE_TUNING_JOB: dict[str, Any] = {
+    "id": JOB["id"],
+    "object": "fine_tuning.job",
+    "model": "gemma3-270m",
+    "created_at": 1794787200,
+    "finished_at": 1794787515,
+    "status": "succeeded",
+    "fine_tuned_model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "error": None,
+    "hyperparameters": _HYPERPARAMETERS,
+    "method": {"type": "supervised", "supervised": {"hyperparameters": _HYPERPARAMETERS}},
+    "training_file": "file-01k9w0c3v8e6m5j2k1x7r4t9qz",
+    "validation_file": None,
+    "result_files": [],
+    "seed": 7,
+    "trained_tokens": None,
+    "estimated_finish": None,
+    "organization_id": "default",
+    "integrations": [],
+    "user_provided_suffix": "posts",
+    "metadata": None,
+}
+
+FINE_TUNING_EVENT: dict[str, Any] = {
+    "id": "ftevent-42",
+    "object": "fine_tuning.job.event",
+    "created_at": 1794787215,
+    "level": "info",
+    "message": "Fine-tuning job started",
+    "type": "message",
+    "data": {"event": "job.running"},
+}
+
+FINE_TUNING_CHECKPOINT: dict[str, Any] = {
+    "id": "ftckpt-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "object": "fine_tuning.job.checkpoint",
+    "created_at": 1794787515,
+    "fine_tuned_model_checkpoint": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "fine_tuning_job_id": JOB["id"],
+    "metrics": {"step": 120, "full_valid_loss": 0.41},
+    "step_number": 120,
+}
+
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 
 

@@ -25,6 +25,7 @@ from services.gateway.buckets import Rate
 from services.gateway.deps import Services, open_services
 from shared.db import Sessions
 from shared.jobs.keys import create_key
+from shared.language_models import DEFAULT_LANGUAGE_MODEL
 from shared.settings import Settings
 from tests.integration.gateway.conftest import Pools, serve
 
@@ -50,6 +51,7 @@ CONFIG = {
     "operations": [
         {"include-name": "POST /v1/jobs", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/embeddings", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/files", "checks": {"negative_data_rejection": {"enabled": False}}},
     ],
 }
@@ -99,10 +101,15 @@ def things(
     with httpx.Client(base_url=url) as client:
         job = client.post("/v1/jobs", json=features_request(3)).json()["id"]
         file = client.post("/v1/files", files={"file": ("a.txt", b"text")}).json()["id"]
-    pools.run()
+        pools.run()
+        of_file = {"input_file_id": file, "endpoint": "/v1/embeddings"}
+        batch = client.post("/v1/batches", json=of_file).json()["id"]
+        tuning = {"training_file": file, "model": DEFAULT_LANGUAGE_MODEL}
+        tuned = client.post("/v1/fine_tuning/jobs", json=tuning).json()["id"]
     with sessions.begin() as session:
         row, _ = create_key(session, tenant="default", name="thing")
-        return {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
+        ids = {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
+        return {**ids, "batches": batch, "fine_tuning": tuned}
 
 
 @OF_THINGS.parametrize()
