@@ -30,6 +30,9 @@ from shared.jobs.models import Event, Job, Model
 from shared.language_tuning import LanguageTraining
 from shared.schemas import OPENAI_STATUSES, Input, JobStatus, JobType
 
+#: How the ids of events begin.
+EVENT = "ftevent-"
+
 #: Events that say that something went wrong; whatever else is `info`.
 _LEVELS: dict[str, Literal["warn", "error"]] = {
     "shard.failed": "error",
@@ -181,7 +184,7 @@ def _model_of(session: Session, job: Job) -> Model | None:
 def _event(row: Event) -> FineTuningEvent:
     said = row.data.get("message")
     return FineTuningEvent(
-        id=f"ftevent-{row.id}",
+        id=f"{EVENT}{row.id}",
         created_at=int(row.created_at.timestamp()),
         level=_LEVELS.get(row.type, "info"),
         message=said if isinstance(said, str) and said else _WORDS.get(row.type, row.type),

@@ -1,9 +1,8 @@
 """Fine-tuning jobs in OpenAI's shape, so that its client works: fine_tune jobs of the method `instruction`."""
 
-import re
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header
+from fastapi import APIRouter, Body, Header, Query
 
 from services.gateway import examples, tuning
 from services.gateway.auth import CallerDep
@@ -11,7 +10,6 @@ from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.filters import METADATA_FILTER, MetadataFilter
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page, page_behind
-from shared.errors import InvalidRequestError
 from shared.fine_tuning_jobs import FineTuningCheckpoint, FineTuningEvent, FineTuningJob, FineTuningRequest
 from shared.jobs import repository
 from shared.schemas import Page
@@ -19,8 +17,6 @@ from shared.schemas import Page
 router = APIRouter(tags=["fine_tuning"], responses=COMMON_ERRORS)
 
 PATH = "/v1/fine_tuning/jobs"
-
-_EVENT_ID = re.compile(r"ftevent-([0-9]{1,18})")
 
 
 @router.post(PATH, summary="Create a fine-tuning job", responses=answers(examples.FINE_TUNING_JOB, 400, 404, 413, 507))
@@ -81,13 +77,17 @@ def cancel_fine_tuning_job(id: str, services: ServicesDep, caller: CallerDep) ->
     responses=answers(examples.page_of(examples.FINE_TUNING_EVENT), 404),
 )
 def list_fine_tuning_events(
-    id: str, services: ServicesDep, caller: CallerDep, limit: Limit = 20, after: After = None
+    id: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: Limit = 20,
+    after: Annotated[
+        str | None,
+        Query(pattern=r"^ftevent-[0-9]{1,18}$", description="the `last_id` of the part before: entries from behind it"),
+    ] = None,
 ) -> Page[FineTuningEvent]:
     """The job's events, newest first; those of type `metrics` have the losses of an epoch in `data`."""
-    place = None if after is None else _EVENT_ID.fullmatch(after)
-    if after is not None and place is None:
-        raise InvalidRequestError(f"{after!r} is not the id of an entry of this list.", param="after")
-    number = None if place is None else int(place[1])
+    number = None if after is None else int(after.removeprefix(tuning.EVENT))
     with services.sessions() as session:
         job = tuning.find(session, caller.tenant, id)
         found = tuning.list_events(session, job, limit=limit + 1, after=number)
