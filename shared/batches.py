@@ -22,8 +22,8 @@ class BatchRequest(Strict):
     endpoint: Endpoint = Field(description="the `url` of all its requests")
     completion_window: str = Field(
         "24h",
-        pattern=r"^[1-9][0-9]{0,2}h$",
-        description="hours; what is not answered by then is `batch_expired` in the error file",
+        pattern=r"^([1-9][0-9]?|[1-6][0-9]{2}|7[01][0-9]|720)h$",
+        description="1h to 720h; what is not answered by then is `batch_expired` in the error file",
     )
     metadata: Metadata | None = None
 

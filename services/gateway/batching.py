@@ -16,8 +16,11 @@ from shared.jobs.files import get_file
 from shared.queues import Modality
 from shared.schemas import Encoders, Fusion, FusionMethod, Input
 
-#: The first line of an input file is read in pieces of this size.
-_PIECE_BYTES = 64 * 1024
+#: As much of an input file is read at first.
+_HEAD_BYTES = 64 * 1024
+
+#: No model has a longer id.
+_LONGEST_MODEL = 256
 
 
 def create(
@@ -66,14 +69,16 @@ def _embeddings(services: Services, tenant: str, request: BatchRequest, model: s
 
 def _named_model(services: Services, key: str, size: int) -> str | None:
     """The model of the first request in the object; None if that cannot be told, which planning says better."""
-    head, longest = bytearray(), min(size, services.settings.limits.line_bytes)
-    while b"\n" not in head.lstrip() and len(head) < longest:
-        head += services.store.get(key, offset=len(head), length=_PIECE_BYTES)
-    line, _, _ = bytes(head.removeprefix(codecs.BOM_UTF8).lstrip()).partition(b"\n")
+    head = b""
+    for length in (_HEAD_BYTES, services.settings.limits.line_bytes):  # most lines are short
+        head = services.store.get(key, length=min(length, size)).removeprefix(codecs.BOM_UTF8).lstrip()
+        if b"\n" in head:
+            break
+    line, _, _ = head.partition(b"\n")
     try:
         first = from_json(line)
     except ValueError:
         return None
     body = first.get("body") if isinstance(first, dict) else None
     model = body.get("model") if isinstance(body, dict) else None
-    return model if isinstance(model, str) else None
+    return model if isinstance(model, str) and len(model) <= _LONGEST_MODEL else None

@@ -87,18 +87,18 @@ def list_jobs(
 
 
 def show(session: Session, job: Job) -> FineTuningJob:
-    """A job in OpenAI's words, with what this transaction did to it."""
-    shown, asked = repository.snapshot(session, job), AskedTuning.model_validate(job.request["openai"])
+    """A job in OpenAI's words."""
+    asked = AskedTuning.model_validate(job.request["openai"])
     made = _model_of(session, job)
     tuned = {} if made is None else made.spec.get("fine_tuned", {})
     return FineTuningJob(
         id=job.id,
         model=job.request["language_model"],
-        created_at=shown.created_at,
-        finished_at=shown.finished_at,
-        status=OPENAI_STATUSES[shown.status].fine_tuning,
+        created_at=int(job.created_at.timestamp()),
+        finished_at=int(job.finished_at.timestamp()) if job.finished_at else None,
+        status=OPENAI_STATUSES[JobStatus(job.status)].fine_tuning,
         fine_tuned_model=None if made is None else made.id,
-        error=None if shown.error is None else FineTuningError(**shown.error.model_dump()),
+        error=FineTuningError(code=job.error_code, message=job.error_message or "") if job.error_code else None,
         hyperparameters=asked.hyperparameters,
         method=TuningMethod(supervised=Supervised(hyperparameters=asked.hyperparameters)),
         training_file=job.request["input"]["file_id"],
@@ -110,7 +110,7 @@ def show(session: Session, job: Job) -> FineTuningJob:
         organization_id=job.tenant,
         integrations=[],
         user_provided_suffix=asked.suffix,
-        metadata=shown.metadata or None,
+        metadata=job.metadata_ or None,
     )
 
 

@@ -17,6 +17,9 @@ from shared.storage.objects import ObjectStore
 #: Characters of a `custom_id`.
 LONGEST_ID = 512
 
+#: After so many lines that are wrong, the rest is not looked at.
+MOST_WRONG = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
@@ -48,9 +51,9 @@ class Requests:
         for row in self._rows:
             fault = self._fault(row)
             if fault is not None:
-                custom_id = row.fields.get("custom_id")
-                name = custom_id[:256] if isinstance(custom_id, str) else ""
-                self.wrong.add(ItemFailure(row.line - 1, name or f"line-{row.line}", None, *fault))
+                self.wrong.add(ItemFailure(row.line - 1, f"line-{row.line}", None, *fault))
+                if self.wrong.failed_items == MOST_WRONG:
+                    return
                 continue
             self.count += 1
             yield BatchLine(row.line, row.fields["custom_id"], row.fields["body"], row.size)

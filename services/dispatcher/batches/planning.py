@@ -17,7 +17,7 @@ class BatchPlan:
     """What a batch adds to the planning of its job. Its model is known: the job was made for it."""
 
     def __init__(self, reading: Reading, open_file: Callable[[], Requests], request: Mapping[str, Any]):
-        self._check, self._open, self._request = reading.check, open_file, request
+        self._reading, self._open, self._request = reading, open_file, request
         self._count = 0
 
     @classmethod
@@ -31,12 +31,14 @@ class BatchPlan:
     def refused(self) -> Plan | None:
         """A plan of nothing if a line of the file is wrong: the job fails, with each such line as an error.
 
-        Raises JobError (`empty_file`).
+        Raises JobError (`empty_file`, `too_many_requests`).
         """
-        requests = self._open()
+        requests, most = self._open(), self._reading.limits.items
         for _ in requests:
             if requests.count % 256 == 0:
-                self._check()
+                self._reading.check()
+            if requests.count > most:
+                raise JobError(f"The input file has more than {most} requests.", code="too_many_requests")
         wrong = requests.wrong
         if not requests.count and not wrong.failed_items:
             raise JobError("The input file has no requests.", code="empty_file")

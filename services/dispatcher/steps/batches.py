@@ -13,7 +13,7 @@ from shared.batches import BatchOf
 from shared.ids import new_id
 from shared.jobs import batches
 from shared.jobs.batches import Summary
-from shared.jobs.files import get_file
+from shared.jobs.files import locate_files
 from shared.jobs.models import Batch, Job
 from shared.observability import get_logger
 from shared.storage import keys
@@ -48,17 +48,16 @@ def finish(context: SweepContext, now: datetime) -> int:  # noqa: ARG001  # what
 def _finish(context: SweepContext, id: str) -> None:
     with context.sessions() as session:
         batch, job = session.execute(select(Batch, Job).join(Job, Job.id == Batch.job_id).where(Batch.id == id)).one()
-        _, key = get_file(session, batch.tenant, batch.input_file_id)
-    if "requests" not in job.schema.get("batch", {}):  # it was not planned, or in vain
+        input_file = locate_files(session, batch.tenant, [batch.input_file_id]).get(batch.input_file_id)
+    if input_file is None or "requests" not in job.schema.get("batch", {}):  # not planned, or in vain
         with context.sessions.begin() as session:
             batches.finalize(session, id, Summary(), None, None)
         return
-    endpoint = endpoint_of(job.request)
-    results = Results(context.sessions, context.store, job, endpoint)
-    requests = open_requests(context.store, context.settings.limits, key, BatchOf.model_validate(job.request["batch"]))
+    endpoint, asked = endpoint_of(job.request), BatchOf.model_validate(job.request["batch"])
+    requests = open_requests(context.store, context.settings.limits, input_file.key or "", asked)
     objects = [keys.blob(batch.tenant, new_id("upload")) for _ in ("output", "errors")]
     with BatchFiles(id, job, endpoint) as files:
-        files.write(requests, results)
+        files.write(requests, Results(context.sessions, context.store, job, endpoint))
         output, errors = files.store(context.store, *objects)
     with context.sessions.begin() as session:
         named = batches.finalize(session, id, files.summary, output, errors)

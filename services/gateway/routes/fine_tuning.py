@@ -68,6 +68,8 @@ def cancel_fine_tuning_job(id: str, services: ServicesDep, caller: CallerDep) ->
     with services.sessions.begin() as session:
         job = tuning.find(session, caller.tenant, id)
         repository.cancel(session, caller.tenant, id)
+        session.flush()
+        session.refresh(job)
         return tuning.show(session, job)
 
 

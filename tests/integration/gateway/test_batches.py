@@ -45,7 +45,7 @@ def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     file = tmp_path_factory.mktemp("catalog") / "encoders.json"
     picture = {"id": "hash-image", "modality": "image", "dimension": 4, "loader": "hashing"}
     file.write_text(json.dumps([ENCODER.model_dump(mode="json"), picture]))
-    return {**environment, "TRIVIUM_ENCODERS_FILE": str(file), "TRIVIUM_CACHE_BYTES": "0"}
+    return {**environment, "TRIVIUM_ENCODERS_FILE": str(file)}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +218,8 @@ def check_partial(ai: OpenAI, batch: Batch, status: str, code: str) -> None:
     assert [one["custom_id"] for one in output] == [f"r{i}" for i in range(256)]
     assert [one["custom_id"] for one in errors] == [f"r{i}" for i in range(256, 300)]
     assert {(one["response"], one["error"]["code"]) for one in errors} == {(None, code)}
+    assert batch.usage is not None
+    assert batch.usage.total_tokens == 256  # from the cache, too
 
 
 def test_what_was_answered_before_a_cancellation_stays(
@@ -321,6 +323,7 @@ def test_what_is_refused_at_the_door(ai: OpenAI, client: Any, stranger: Any, swe
         ({"input_file_id": "file-x"}, 404, "input_file_id"),
         ({"endpoint": "/v1/responses"}, 422, "endpoint"),
         ({"completion_window": "a day"}, 422, "completion_window"),
+        ({"completion_window": "721h"}, 422, "completion_window"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, 422, "output_expires_after"),
     ):
         answer = client.post("/v1/batches", json={**body, **change})
