@@ -25,6 +25,7 @@ from services.gateway.routes import (
     models,
     predictions,
     results,
+    search,
     workers,
 )
 from shared.lanes.client import LaneClient
@@ -65,7 +66,9 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=limits.json_bytes, uploads=files.UPLOAD_PATH)
     app.add_middleware(RateLimitMiddleware, buckets=app.state.buckets, limits=limits)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
-    for routes in (files, jobs, results, predictions, embeddings, batches, fine_tuning, models, workers, keys, health):
+    for routes in (
+        files, jobs, results, predictions, search, embeddings, batches, fine_tuning, models, workers, keys, health
+    ):  # fmt: skip
         app.include_router(routes.router)
     return app
 

@@ -14,6 +14,7 @@ TAGS = [
     {"name": "embeddings", "description": "Vectors of a few inputs, while the caller waits; in OpenAI's shape."},
     {"name": "batches", "description": "Files of requests, answered by a job; in OpenAI's shape."},
     {"name": "fine_tuning", "description": "Instruction tuning of language models; in OpenAI's shape."},
+    {"name": "search", "description": "Items near another one, whatever the modality: say it, find the picture."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
@@ -37,7 +38,7 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
     503: (
-        "Postgres, S3 or (for predictions) Redis is away",
+        "Postgres, S3 or (for predictions and searches) Redis is away",
         "server_error",
         "unavailable",
         "A server that this one needs cannot be …",

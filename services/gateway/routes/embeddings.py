@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request
 
-from services.gateway import examples
+from services.gateway import openai_examples
 from services.gateway.auth import CallerDep
 from services.gateway.deps import ServicesDep
 from services.gateway.embedding import embed
@@ -17,13 +17,13 @@ router = APIRouter(tags=["embeddings"], responses=COMMON_ERRORS)
 @router.post(
     "/v1/embeddings",
     summary="Embed a few inputs at once",
-    responses=answers(examples.EMBEDDINGS, 400, 404, 413, 429, 504),
+    responses=answers(openai_examples.EMBEDDINGS, 400, 404, 413, 429, 504),
 )
 async def create_embeddings(
     http_request: Request,
     services: ServicesDep,
     caller: CallerDep,
-    request: Annotated[EmbeddingRequest, Body(openapi_examples=examples.EMBEDDING_REQUESTS)],
+    request: Annotated[EmbeddingRequest, Body(openapi_examples=openai_examples.EMBEDDING_REQUESTS)],
 ) -> EmbeddingList:
     """The vectors that a features job would make of the same inputs with this encoder.
 

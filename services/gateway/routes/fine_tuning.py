@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query
 
-from services.gateway import examples, tuning
+from services.gateway import examples, openai_examples, tuning
 from services.gateway.auth import CallerDep
 from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.filters import METADATA_FILTER, MetadataFilter
@@ -19,11 +19,13 @@ router = APIRouter(tags=["fine_tuning"], responses=COMMON_ERRORS)
 PATH = "/v1/fine_tuning/jobs"
 
 
-@router.post(PATH, summary="Create a fine-tuning job", responses=answers(examples.FINE_TUNING_JOB, 400, 404, 413, 507))
+@router.post(
+    PATH, summary="Create a fine-tuning job", responses=answers(openai_examples.FINE_TUNING_JOB, 400, 404, 413, 507)
+)
 def create_fine_tuning_job(
     services: ServicesDep,
     caller: CallerDep,
-    request: Annotated[FineTuningRequest, Body(openapi_examples=examples.FINE_TUNING_REQUESTS)],
+    request: Annotated[FineTuningRequest, Body(openapi_examples=openai_examples.FINE_TUNING_REQUESTS)],
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=255, description="repeating a request with it creates no second job"),
@@ -41,7 +43,7 @@ def create_fine_tuning_job(
 @router.get(
     PATH,
     summary="List fine-tuning jobs",
-    responses=answers(examples.page_of(examples.FINE_TUNING_JOB)),
+    responses=answers(examples.page_of(openai_examples.FINE_TUNING_JOB)),
     openapi_extra=METADATA_FILTER,
 )
 def list_fine_tuning_jobs(
@@ -53,7 +55,7 @@ def list_fine_tuning_jobs(
     return page(found, limit, lambda job: job.id)
 
 
-@router.get(f"{PATH}/{{id}}", summary="Show a fine-tuning job", responses=answers(examples.FINE_TUNING_JOB, 404))
+@router.get(f"{PATH}/{{id}}", summary="Show a fine-tuning job", responses=answers(openai_examples.FINE_TUNING_JOB, 404))
 def get_fine_tuning_job(id: str, services: ServicesDep, caller: CallerDep) -> FineTuningJob:
     """A fine-tuning job and how far it is."""
     with services.sessions() as session:
@@ -61,7 +63,7 @@ def get_fine_tuning_job(id: str, services: ServicesDep, caller: CallerDep) -> Fi
 
 
 @router.post(
-    f"{PATH}/{{id}}/cancel", summary="Cancel a fine-tuning job", responses=answers(examples.FINE_TUNING_JOB, 404)
+    f"{PATH}/{{id}}/cancel", summary="Cancel a fine-tuning job", responses=answers(openai_examples.FINE_TUNING_JOB, 404)
 )
 def cancel_fine_tuning_job(id: str, services: ServicesDep, caller: CallerDep) -> FineTuningJob:
     """Asks for a job's end: it makes no model any more. An ended one stays so."""
@@ -76,7 +78,7 @@ def cancel_fine_tuning_job(id: str, services: ServicesDep, caller: CallerDep) ->
 @router.get(
     f"{PATH}/{{id}}/events",
     summary="List what happened to a fine-tuning job",
-    responses=answers(examples.page_of(examples.FINE_TUNING_EVENT), 404),
+    responses=answers(examples.page_of(openai_examples.FINE_TUNING_EVENT), 404),
 )
 def list_fine_tuning_events(
     id: str,
@@ -99,7 +101,7 @@ def list_fine_tuning_events(
 @router.get(
     f"{PATH}/{{id}}/checkpoints",
     summary="List the checkpoints of a fine-tuning job",
-    responses=answers(examples.page_of(examples.FINE_TUNING_CHECKPOINT), 404),
+    responses=answers(examples.page_of(openai_examples.FINE_TUNING_CHECKPOINT), 404),
 )
 def list_fine_tuning_checkpoints(
     id: str, services: ServicesDep, caller: CallerDep, limit: Limit = 10, after: After = None
