@@ -6,11 +6,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.catalog import Catalog
+from shared.catalog import Catalog, EncoderSpec
 from shared.errors import InvalidRequestError, NotFoundError
 from shared.fine_tuning import LANGUAGE_METHODS, IndexRequest, PredictRequest
 from shared.jobs import registry, repository
-from shared.jobs.encoders import MODEL, encoder_ids
+from shared.jobs.encoders import MODEL, encoder_ids, fitted_encoder
 from shared.jobs.models import INDEX_DIMENSION, Model
 from shared.jobs.prompts import find_prompt
 from shared.language_models import LanguageModels, find_language_model
@@ -164,6 +164,24 @@ def _prompts_of(session: Session, tenant: str, request: LanguageSource) -> dict[
         image = request.preprocessing.image.model_copy(update={"drawn_text": words})
         changed["preprocessing"] = request.preprocessing.model_copy(update={"image": image})
     return changed
+
+
+def find_encoder(session: Session, tenant: str, catalog: Catalog, id: str) -> EncoderSpec:
+    """What makes vectors of a text, picture or sound: a catalogue's encoder, or one that a job of the tenant made.
+
+    Raises NotFoundError (`model_not_found`), InvalidRequestError (`encoder_not_trained`, `unsuitable_model`).
+    """
+    spec = catalog.get(id)
+    if spec is None:
+        model = registry.find_model(session, tenant, id)
+        if model.kind != "fitted_encoder" or model.modality is None:
+            message = f"The model {id!r} is a {model.kind}; vectors are made by an encoder."
+            raise InvalidRequestError(message, code="unsuitable_model", param="model")
+        return fitted_encoder(session, tenant, Modality(model.modality), id)
+    if spec.fitted:
+        message = f"{id} is fitted on the items of a job; name the model that such a job made of it."
+        raise InvalidRequestError(message, code="encoder_not_trained", param="model")
+    return spec
 
 
 def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:

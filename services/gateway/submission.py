@@ -11,6 +11,7 @@ from services.gateway.sources import check_language_model, settle
 from shared import schemas
 from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
+from shared.fine_tuning_jobs import OpenAITuning
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.backlog import check_backlog, check_with_others
@@ -131,7 +132,8 @@ def _model_of(request: JobRequest) -> str | None:
 def _files_of(request: ItemSource) -> frozenset[str]:
     """The files that the request names: its manifest, or the media of its inline items."""
     if request.input is not None:
-        return frozenset(filter(None, [request.input.file_id]))
+        validation = request.openai.validation_file if isinstance(request, OpenAITuning) else None
+        return frozenset(filter(None, [request.input.file_id, validation]))
     return frozenset(ref for item in request.items or () for ref in _refs(item) if ref.startswith("file-"))
 
 

@@ -57,8 +57,8 @@ def retry(session: Session, job: Job, timeout_seconds: int | None = None) -> Non
 
     If its deadline came while its last shards ended, nothing is left to do, and it succeeds at once.
 
-    Raises ConflictError (`job_not_finished`, `job_cancelled`, `nothing_to_retry`, `job_in_use`, `features_changed`),
-    and NotFoundError (`features_not_found`, `model_not_found`) if what the job read is gone.
+    Raises ConflictError (`job_not_finished`, `job_cancelled`, `job_of_batch`, `nothing_to_retry`, `job_in_use`,
+    `features_changed`), and NotFoundError (`features_not_found`, `model_not_found`) if what the job read is gone.
     """
     _check_ended(job)
     _check_sources(session, job)
@@ -88,6 +88,9 @@ def _check_ended(job: Job) -> None:
         raise ConflictError(f"The job {job.id!r} was cancelled; create a new one.", code="job_cancelled")
     if job.status not in ENDED_JOBS:
         raise ConflictError(f"The job {job.id!r} is {job.status}; it has not ended.", code="job_not_finished")
+    if "batch" in job.request:
+        message = f"The job {job.id!r} answers a batch, whose files are final; send what failed as a new batch."
+        raise ConflictError(message, code="job_of_batch")
     if job.shards_open:
         message = f"Workers are still letting go of the job {job.id!r}; try again in a moment."
         raise ConflictError(message, code="job_not_finished")

@@ -98,11 +98,15 @@ class LaneRequest(BaseModel):
 
 
 class Encoded(BaseModel):
-    """The vectors of items in their order; a row of zeros and a fault for each item that could not be encoded."""
+    """The vectors of items in their order; a row of zeros and a fault for each item that could not be encoded.
+
+    `tokens` is how many the encoder made of the texts; pictures and sounds have none.
+    """
 
     kind: Literal["encoded"] = "encoded"
     vectors: Rows
     faults: dict[int, Fault]
+    tokens: int = 0
 
 
 class Predicted(BaseModel):
