@@ -10,9 +10,9 @@ import torch
 from services.finetune.candidates import Candidate
 from services.finetune.closed_form import fit_in_closed_form
 from services.finetune.objectives import Batch, Objective
-from services.finetune.outcome import as_json
 from services.finetune.training import Fit, OnEpoch, Trainer
 from shared.errors import JobError
+from shared.json_numbers import as_json
 from shared.ml.checkpoints import pack, unpack
 from shared.ml.multimodal import MultimodalConfig, MultimodalModel
 from shared.ml.repeatable import derived_seed

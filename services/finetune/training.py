@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from services.finetune.objectives import Batch, Objective
-from services.finetune.outcome import as_json
 from services.finetune.settings import Settings
 from shared.fine_tuning import Optimizer, Schedule
+from shared.json_numbers import as_json
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.device import has_fast_bf16
 from shared.ml.multimodal import MultimodalModel
@@ -22,9 +22,6 @@ from shared.worker.progress import Progress
 
 #: Name of the checkpoint of the network that is just being trained.
 RUNNING = "running"
-
-#: A checkpoint is written when the last one is this old.
-CHECKPOINT_SECONDS = 20.0
 
 _ROWS_AT_ONCE = 8192
 _MOMENTUM = 0.9
@@ -75,19 +72,16 @@ class Trainer:
         if on_epoch is not None:
             for entry in self._history:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
-        saved = time.monotonic()
         while not self._is_finished():
             begun = time.monotonic()
             self._epoch(train, validation)
-            now = time.monotonic()
-            self._seconds += now - begun
+            self._seconds += time.monotonic() - begun
             entry = self._history[-1]
             self._progress.report("epoch", model=self._name, **as_json(entry))
             if on_epoch is not None:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
-            if now - saved >= CHECKPOINT_SECONDS:
+            if self._progress.is_due():
                 self._progress.save(RUNNING, self._checkpoint())
-                saved = now
         return Fit(self._best, self._best_loss, self._best_epoch, self._history, self._seconds)
 
     def _is_finished(self) -> bool:

@@ -25,7 +25,6 @@ from shared.broker import make_broker
 from shared.catalog import Catalog, load_catalog
 from shared.db import Sessions
 from shared.jobs import engine
-from shared.ml import tuning
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -54,7 +53,7 @@ def services(
 @pytest.fixture(scope="module")
 def pools(services: Services) -> Iterator[Pools]:
     """Every pool that these jobs need, in this process."""
-    small = {"device": "cpu", "precision": "fp32", "decode_processes": 1, "torch_threads": 1}
+    small = {"device": "cpu", "precision": "fp32", "decode_processes": 1, "torch_threads": 1, "checkpoint_seconds": 0.0}
     worker = services.settings.worker.model_copy(update=small)
     settings = services.settings.model_copy(update={"worker": worker})
 
@@ -187,11 +186,8 @@ class Impatient(Control):
         super().check()
 
 
-def test_a_fit_that_was_broken_off_goes_on_where_it_was(
-    client: httpx.Client, services: Services, pools: Pools, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fit_that_was_broken_off_goes_on_where_it_was(client: httpx.Client, services: Services, pools: Pools) -> None:
     """A worker that leaves hands it back; what the next one makes of it is what would have come of it anyway."""
-    monkeypatch.setattr(tuning, "CHECKPOINT_SECONDS", 0.0)
     body = {"type": "fine_tune", "items": texts(60), "encoders": TEXT_ONLY, "train_encoder": "full", **QUICK}
     whole = model_of(client, run(client, services, pools, body), "fitted_encoder")
     broken_off = client.post("/v1/jobs", json=body).json()
