@@ -122,7 +122,7 @@ def train_model(name: str, run: Run, tried: Sequence[Candidate] | None = None) -
 
 def _bench(name: str, run: Run) -> Bench:
     weights = None if run.problem.weights is None else torch.from_numpy(run.problem.weights).float()
-    return Bench(
+    return Bench.of(
         name,
         train=make_batch(run.data, run.parts.train, run.answers, run.outside.device),
         validation=make_batch(run.data, run.problem.learnable(run.parts.validation), run.answers, run.outside.device),

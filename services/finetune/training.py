@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class Trainer:
         self._name, self._network, self._objective = name, network, objective
         self._settings, self._seed, self._progress = settings, seed, progress
         self._optimizer = make_optimizer([network, objective], settings)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._device = next(network.parameters()).device
         self._best: dict[str, Tensor] = {}
         self._best_epoch, self._best_loss = 0, math.inf
@@ -117,8 +118,7 @@ class Trainer:
         with mixed_precision(self._device, self._settings):
             total, weight = self._objective(self._network, batch)
         (total / weight).backward()
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self._settings.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.gradient_clip)
         self._optimizer.step()
         return float(total.detach()), float(weight)
 
@@ -187,4 +187,5 @@ def make_optimizer(modules: list[torch.nn.Module], settings: Settings) -> torch.
 def mixed_precision(device: torch.device, settings: Settings) -> AbstractContextManager[object]:
     """Autocast to bf16: when asked for, and by itself on a GPU that computes it in hardware."""
     auto = settings.precision == "auto" and device.type == "cuda" and has_fast_bf16(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=auto or settings.precision == "bf16")
+    asked = settings.precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if auto or asked else nullcontext()

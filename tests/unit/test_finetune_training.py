@@ -100,7 +100,7 @@ def bench(outside: Outside | Silence, objective: type = Supervised) -> Bench:
     data = blobs(120, noise=2.0)
     answers = np.array([int(labels[0][-1]) for labels in data.labels])
     train, validation = np.arange(80), np.arange(80, 120)
-    return Bench(
+    return Bench.of(
         "bench",
         make_batch(data, train, answers, CPU),
         make_batch(data, validation, answers, CPU),
@@ -145,8 +145,7 @@ def test_the_best_epoch_is_kept() -> None:
     """Training ends when nothing gets better, and the weights are those of the epoch with the lowest loss."""
     settings = SETTINGS.changed(epochs=200, learning_rate=0.05, weight_decay=0.0, dropout=0.0)
     with repeatable(CPU, 0):
-        it = bench(Silence())
-        network = it.fit(Candidate("concat", FusionMethod.CONCAT, settings))
+        network = bench(Silence()).fit(Candidate("concat", FusionMethod.CONCAT, settings))
     fit = network.fit
     losses = [entry["validation_loss"] for entry in fit.history]
     assert len(losses) == fit.epoch + settings.patience < 200
@@ -155,7 +154,9 @@ def test_the_best_epoch_is_kept() -> None:
 
     model = MultimodalModel(network.config)
     model.load_state_dict(dict(fit.state))
-    total, weight = Supervised("cross_entropy")(model.eval(), it.validation)
+    data = blobs(120, noise=2.0)
+    answers = np.array([int(labels[0][-1]) for labels in data.labels])
+    total, weight = Supervised("cross_entropy")(model.eval(), make_batch(data, np.arange(80, 120), answers, CPU))
     assert (total / weight).item() == pytest.approx(fit.loss, rel=1e-5)
 
 

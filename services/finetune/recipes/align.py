@@ -56,7 +56,7 @@ def align(data: Dataset, request: FineTuneRequest, outside: Outside) -> Outcome:
         outside.progress.report(finding.severity, code=finding.code, message=finding.message)
     outside.progress.report("split", **{part: len(rows) for part, rows in parts.named().items()})
     nothing = np.zeros(len(items))
-    bench = Bench(
+    bench = Bench.of(
         "align",
         train=make_batch(items, parts.train, nothing, outside.device),
         validation=make_batch(items, parts.validation, nothing, outside.device),

@@ -274,6 +274,31 @@ def test_a_models_encoder_stays_while_another_jobs_model_needs_it(
         assert {id: client.get(f"/v1/jobs/{id}").status_code for id in kept} == kept
 
 
+def test_several_labels_folds_and_a_search(client: httpx.Client, services: Services, pools: Pools) -> None:
+    """All of it asked for over HTTP; what came of it is shown with the model, and told while it went on."""
+    items = [{**item, "label": [item["label"], *(["red"] if "red" in item["text"] else [])]} for item in texts(90)]
+    body = {
+        "type": "fine_tune", "items": items, "encoders": {**TEXT_ONLY, "text": "word2vec"}, "preset": "best",
+        "training": {"epochs": 5, "class_weights": "balanced"}, "splitting": {"folds": 3}, "search": {"trials": 2},
+    }  # fmt: skip
+    job = run(client, services, pools, body)
+    model = model_of(client, job, "classifier")
+    assert model["fine_tuned"]["multi_label"] is True
+    assert set(model["fine_tuned"]["classes"]) == {"cat", "dog", "red"}
+    metrics = model["fine_tuned"]["metrics"]
+    assert len(metrics["folds"]["folds"]) == 3
+    assert len(metrics["trials"]) == 2
+    assert {c["seed"] for c in metrics["candidates"]} == {0, 1, 2}
+    assert sum(c["weight"] for c in metrics["candidates"]) == pytest.approx(1)
+    events = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "application/json"}).json()["data"]
+    kinds = [event["type"] for event in events]
+    assert kinds.count("training.fold") == 3
+    assert {"training.split", "training.warning", "training.model", "training.trial"} <= set(kinds)
+    assert kinds.index("training.warning") < kinds.index("training.model")  # said before anything was trained
+    predicted = run(client, services, pools, {"type": "predict", "model": model["id"], "items": items[:5]})
+    assert all(isinstance(said, list) for said in column(client, predicted, "prediction").values())
+
+
 FINE_TUNE = {"type": "fine_tune", "train_encoder": "full"}
 
 
