@@ -1,7 +1,8 @@
 """The queues and the stages: the one place that names them.
 
 A *stage* is what a shard does, a *queue* is the worker pool that takes it. Most stages have the queue of
-the same name; `plan` runs in the dispatcher, `fit` in the pool of the modality it fits, `predict` in the fusion pool.
+the same name; `plan` runs in the dispatcher, `fit` in the pool of the modality it fits, `predict` and
+`index` in the fusion pool.
 """
 
 from enum import StrEnum
@@ -26,6 +27,12 @@ class Stage(StrEnum):
     FUSION = "fusion"
     FINE_TUNE = "fine_tune"
     PREDICT = "predict"
+    INDEX = "index"
+    GENERATE = "generate"
+
+
+#: The stages that make something of each part of a feature set, behind its fusion.
+READING = frozenset({Stage.PREDICT, Stage.GENERATE, Stage.INDEX})
 
 
 class Queue(StrEnum):
@@ -37,9 +44,11 @@ class Queue(StrEnum):
     AUDIO = "audio"
     FUSION = "fusion"
     FINE_TUNE = "fine_tune"
+    GENERATE = "generate"
 
 
-#: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test.
+#: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test. A service
+#: may have several pools, each in processes of its own.
 CONSUMERS: dict[Queue, str] = {
     Queue.PLAN: "dispatcher",
     Queue.TEXT: "text",
@@ -47,6 +56,7 @@ CONSUMERS: dict[Queue, str] = {
     Queue.AUDIO: "audio",
     Queue.FUSION: "fusion",
     Queue.FINE_TUNE: "finetune",
+    Queue.GENERATE: "finetune",
 }
 
 #: Name of the Celery task that a hint calls in each pool.
@@ -59,4 +69,4 @@ def queue_of(stage: Stage, modality: Modality | None = None) -> Queue:
         if modality is None:
             raise ValueError("a fit stage belongs to a modality")
         return Queue(modality.value)
-    return Queue.FUSION if stage is Stage.PREDICT else Queue(stage.value)
+    return Queue.FUSION if stage in {Stage.PREDICT, Stage.INDEX} else Queue(stage.value)

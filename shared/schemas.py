@@ -5,11 +5,22 @@ No heavy library is imported here: every service, the gateway included, reads th
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError, to_json
 
+from shared.conversations import Message, as_item
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality, Stage
 
@@ -28,6 +39,7 @@ class JobType(StrEnum):
     FEATURES = "features"
     FINE_TUNE = "fine_tune"
     PREDICT = "predict"
+    INDEX = "index"
 
 
 class JobStatus(StrEnum):
@@ -40,6 +52,61 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
+
+
+class BatchStatus(StrEnum):
+    """OpenAI's states of a batch."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+class FineTuningStatus(StrEnum):
+    """OpenAI's states of a fine-tuning job."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class OpenAIStatuses(NamedTuple):
+    """What OpenAI's clients are told of a job: as a batch, before and after its files are written, and as fine-tuning.
+
+    A fine-tuning job that is being cancelled counts as cancelled: nothing can come of it any more.
+    """
+
+    batch: BatchStatus
+    finished_batch: BatchStatus
+    fine_tuning: FineTuningStatus
+
+
+OPENAI_STATUSES: dict[JobStatus, OpenAIStatuses] = {
+    job: OpenAIStatuses(BatchStatus(batch), BatchStatus(finished), FineTuningStatus(fine_tuning))
+    for job, batch, finished, fine_tuning in (
+        (JobStatus.QUEUED, "validating", "validating", "validating_files"),
+        (JobStatus.PLANNING, "validating", "validating", "validating_files"),
+        (JobStatus.RUNNING, "in_progress", "in_progress", "running"),
+        (JobStatus.SUCCEEDED, "finalizing", "completed", "succeeded"),
+        (JobStatus.FAILED, "finalizing", "failed", "failed"),
+        (JobStatus.CANCELLING, "cancelling", "cancelling", "cancelled"),
+        (JobStatus.CANCELLED, "cancelling", "cancelled", "cancelled"),
+    )
+}
+
+#: Failures of a job that are none of its batch: requests that all got an error, and those that came too late.
+BATCH_FAILURES: dict[str, BatchStatus] = {
+    "every_item_failed": BatchStatus.COMPLETED,
+    "deadline_exceeded": BatchStatus.EXPIRED,
+}
 
 
 class Split(StrEnum):
@@ -66,17 +133,24 @@ class Item(Strict):
     """One record.
 
     `image` and `audio` are a file id (`file-…`), a `data:` URI, the name of a member beside the manifest, or an
-    `https://` URL where those are switched on.
+    `https://` URL where those are switched on. `messages` are a conversation for a language model, with at most one
+    picture and one sound in it; records in OpenAI's chat format, Alpaca's and ShareGPT's become items, too.
     """
 
     id: ItemId
     text: str | None = None
     image: str | None = None
     audio: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
     label: Label | list[Label] | None = None
     target: float | str | None = None
     split: Split | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_other_formats(cls, value: Any) -> Any:
+        return as_item(value) if isinstance(value, dict) else value
 
     @field_validator("metadata")
     @classmethod
@@ -91,8 +165,8 @@ class Item(Strict):
 
     @model_validator(mode="after")
     def _has_something(self) -> Self:
-        if self.text is None and self.image is None and self.audio is None:
-            raise ValueError("an item needs at least one of text, image and audio")
+        if all(one is None for one in (self.text, self.image, self.audio, self.messages)):
+            raise ValueError("an item needs at least one of text, image, audio and messages")
         return self
 
     @property
@@ -184,6 +258,11 @@ class Fusion(Strict):
             raise ValueError('weights are used by the method "weighted" only')
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Workers of the first release, beside which this one may run, refuse fields that they do not know.
+        return {name: value for name, value in dump(self).items() if value is not None}
+
     def parameters(self) -> dict[str, Any]:
         """Those of the method, as in `shared.fusion_parameters`."""
         return {"weights": self.weights} if self.method is FusionMethod.WEIGHTED else {}
@@ -261,6 +340,7 @@ class PlannedItem(BaseModel):
     text: str | None = None
     image: MediaLocation | None = None
     audio: MediaLocation | None = None
+    messages: list[Message] | None = None
     label: list[str] = Field(default_factory=list)
     target: float | str | None = None
     split: str | None = None
@@ -370,7 +450,9 @@ class JobEvent(BaseModel):
     data: dict[str, Any]
 
 
-ModelKind = Literal["encoder", "fitted_encoder", "classifier", "regressor", "align"]
+ModelKind = Literal[
+    "encoder", "fitted_encoder", "classifier", "regressor", "align", "language_model", "instruction", "prompt"
+]
 
 
 class FineTuned(BaseModel):
@@ -392,7 +474,7 @@ class ModelEntry(BaseModel):
     owned_by: str = "trivium"
     kind: ModelKind = "encoder"
     modality: Modality | None = Field(description="null: of all its modalities")
-    dimension: int
+    dimension: int | None = Field(description="null: a language model, which makes words and not vectors")
     loader: str
     source: str = ""
     revision: str | None = None

@@ -120,6 +120,7 @@ class Settings(BaseSettings):
         [], description="buckets that jobs may read by s3:// prefix; {tenant} is filled in"
     )
     encoders_file: Path | None = None
+    language_models_file: Path | None = Field(None, description="further language models, as JSON")
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8000
     trusted_proxies: str = Field("127.0.0.1,::1", description="whose X-Forwarded-For tells the address of a caller")

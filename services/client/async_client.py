@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import httpx
 from httpx_sse import EventSource
 
-from services.client import downloads, flows, requests
+from services.client import downloads, flows, requests, searching
 from services.client.address import find_address
 from services.client.flows import BackOff, Effect, Emit, Flow, Receive, Send, Sleep, Stream, resume
 from services.client.methods import Method, Resource
@@ -158,6 +158,23 @@ class AsyncPredictions(Resource):
     create = _call(requests.create_predictions)
 
 
+class AsyncChat(Resource):
+    """Conversations with language models: `client.chat`."""
+
+    create = _call(requests.create_chat)
+    stream = _iterate(flows.chat)
+
+
+class AsyncPrompts(Resource):
+    """Prompts as data: `client.prompts`."""
+
+    create = _call(requests.create_prompt)
+    list = _pages(requests.list_prompts)
+    get = _call(requests.get_prompt)
+    preview = _call(requests.preview_prompt)
+    delete = _call(requests.delete_prompt)
+
+
 class AsyncWorkers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -182,6 +199,8 @@ class AsyncClient:
     features = _run(flows.features)
     fine_tune = _run(flows.fine_tune)
     predict = _run(flows.predict)
+    index = _run(flows.index)
+    search = _run(searching.search)
 
     def __init__(
         self,
@@ -198,6 +217,8 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._wire)
         self.models = AsyncModels(self._wire)
         self.predictions = AsyncPredictions(self._wire)
+        self.chat = AsyncChat(self._wire)
+        self.prompts = AsyncPrompts(self._wire)
         self.workers = AsyncWorkers(self._wire)
         self.keys = AsyncKeys(self._wire)
 

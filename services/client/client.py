@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import httpx
 from httpx_sse import EventSource
 
-from services.client import downloads, flows, requests
+from services.client import downloads, flows, requests, searching
 from services.client.address import find_address
 from services.client.flows import BackOff, Effect, Emit, Flow, Receive, Send, Sleep, Stream, resume
 from services.client.methods import Method, Resource
@@ -156,6 +156,23 @@ class Predictions(Resource):
     create = _call(requests.create_predictions)
 
 
+class Chat(Resource):
+    """Conversations with language models: `client.chat`."""
+
+    create = _call(requests.create_chat)
+    stream = _iterate(flows.chat)
+
+
+class Prompts(Resource):
+    """Prompts as data: `client.prompts`."""
+
+    create = _call(requests.create_prompt)
+    list = _pages(requests.list_prompts)
+    get = _call(requests.get_prompt)
+    preview = _call(requests.preview_prompt)
+    delete = _call(requests.delete_prompt)
+
+
 class Workers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -181,6 +198,8 @@ class Client:
     features = _run(flows.features)
     fine_tune = _run(flows.fine_tune)
     predict = _run(flows.predict)
+    index = _run(flows.index)
+    search = _run(searching.search)
 
     def __init__(
         self,
@@ -197,6 +216,8 @@ class Client:
         self.jobs = Jobs(self._wire)
         self.models = Models(self._wire)
         self.predictions = Predictions(self._wire)
+        self.chat = Chat(self._wire)
+        self.prompts = Prompts(self._wire)
         self.workers = Workers(self._wire)
         self.keys = Keys(self._wire)
 

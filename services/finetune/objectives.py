@@ -44,8 +44,9 @@ class Batch:
 
     def standardise(self, scales: Scales) -> None:
         """In place; zeros, which then are the mean, stand where a modality is missing."""
-        for modality, (mean, std) in scales.items():
+        for modality, scale in scales.items():
             rows = self.vectors[modality]
+            mean, std = (tensor.to(rows) for tensor in scale)
             rows[~self.mask[modality]] = mean
             rows.sub_(mean).div_(std)
 

@@ -16,10 +16,11 @@ from shared.schemas import PlannedItem
 Vectors = NDArray[np.float32]
 
 
-def feature_schema(dimensions: Mapping[str, int], metadata: Mapping[str, Any]) -> pa.Schema:
+def feature_schema(dimensions: Mapping[str, int], metadata: Mapping[str, Any], *, messages: bool = False) -> pa.Schema:
     """The columns of a job's feature set: one schema for all its parts, with what made it as JSON in the metadata.
 
     `dimensions` has the modalities and `fused`; a modality that is not wanted has dimension 0 and no column.
+    `messages`: for a language model, which reads conversations (JSON).
     """
     vectors = [
         pa.field(column_of(name), pa.list_(pa.float32(), dimension))
@@ -36,6 +37,7 @@ def feature_schema(dimensions: Mapping[str, int], metadata: Mapping[str, Any]) -
         pa.field("text", pa.string()),
         pa.field("image_ref", pa.string()),
         pa.field("audio_ref", pa.string()),
+        *([pa.field("messages", pa.string())] if messages else []),
     ]
     return pa.schema(fields, metadata={"trivium": json.dumps(metadata, ensure_ascii=False, sort_keys=True)})
 
@@ -61,6 +63,7 @@ def write_part(
         "text": [item.text for item in items],
         "image_ref": [item.image.ref if item.image else None for item in items],
         "audio_ref": [item.audio.ref if item.audio else None for item in items],
+        "messages": [_conversation(item) for item in items],
     }
     for name, rows in vectors.items():
         columns[column_of(name)] = _fixed_size_lists(rows, present[name])
@@ -73,6 +76,12 @@ def write_part(
     # Dictionaries and statistics of random floats only cost time and bytes.
     pq.write_table(table, target, compression="zstd", use_dictionary=["split"], write_statistics=["id", "split"])
     return target.getvalue()
+
+
+def _conversation(item: PlannedItem) -> str | None:
+    if item.messages is None:
+        return None
+    return json.dumps([message.model_dump() for message in item.messages], ensure_ascii=False)
 
 
 def _fixed_size_lists(rows: Vectors, present: NDArray[np.bool_]) -> pa.Array:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from services.fusion.lane import PredictLane
+from services.fusion.index import MakeIndex
+from services.fusion.lane import ModelLane
 from services.fusion.models import TrainedModels
 from services.fusion.parquet import feature_schema, write_part
 from services.fusion.predict import Predict
@@ -94,13 +95,15 @@ class FuseFeatures:
 
     def store(self, lease: Lease, output: Slice, control: Control) -> Finished:
         """Writes the part; items without any vector have no row."""
-        usable = np.logical_or.reduce(list(output.present.values()))
+        reads_text = lease.schema.get("reads_text", False)
+        words = [reads_text and (item.text is not None or item.messages is not None) for item in output.items]
+        usable = np.logical_or.reduce([np.array(words, np.bool_), *output.present.values()])
         rows = np.flatnonzero(usable)
         vectors: dict[str, Vectors] = {m.value: v[rows] for m, v in output.vectors.items()}
         present = {m.value: p[rows] for m, p in output.present.items()}
         if output.fused is not None:
             vectors["fused"], present["fused"] = output.fused[rows], np.ones(len(rows), np.bool_)
-        schema = feature_schema(lease.schema["dimensions"], _provenance(lease))
+        schema = feature_schema(lease.schema["dimensions"], _provenance(lease), messages=reads_text)
         data = write_part(schema, [output.items[i] for i in rows], vectors, present)
         key = keys.feature_part(lease.job_id, lease.index, lease.token)
         stored = control.patiently(lambda: self._context.store.put(key, data, "application/vnd.apache.parquet"))
@@ -146,8 +149,9 @@ class FusionPool:
         self.handlers: Mapping[Stage, Handler] = {
             Stage.FUSION: FuseFeatures(context, self._models),
             Stage.PREDICT: Predict(context, self._models),
+            Stage.INDEX: MakeIndex(context, self._models),
         }
-        self.lane: LaneHandler | None = PredictLane(self._models)
+        self.lane: LaneHandler | None = ModelLane(self._models)
 
     def loaded_models(self) -> list[str]:
         """Ids of the trained models in memory."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -10,6 +10,7 @@ from fastapi import Depends, Query, Request
 from shared.broker import make_broker, send_hints
 from shared.catalog import Catalog, load_catalog
 from shared.db import Sessions, make_engine, make_sessions
+from shared.language_models import LanguageModels, load_language_models
 from shared.queues import Queue
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore, make_store
@@ -27,6 +28,7 @@ class Services:
     store: ObjectStore
     catalog: Catalog
     hint: Callable[[Iterable[Queue]], None]
+    language_models: LanguageModels = field(default_factory=load_language_models)
 
 
 @contextmanager
@@ -40,6 +42,7 @@ def open_services(settings: Settings) -> Iterator[Services]:
             sessions=make_sessions(engine),
             store=make_store(settings),
             catalog=load_catalog(settings.encoders_file),
+            language_models=load_language_models(settings.language_models_file),
             hint=lambda queues: send_hints(broker, queues),
         )
     finally:

@@ -7,20 +7,21 @@ from pydantic_core import PydanticSerializationError
 
 from services.gateway import admission
 from services.gateway.deps import Services
-from services.gateway.sources import settle
+from services.gateway.sources import check_language_model, settle
 from shared import schemas
 from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
-from shared.fine_tuning import JobRequest
+from shared.fine_tuning_jobs import OpenAITuning
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.backlog import check_backlog, check_with_others
-from shared.jobs.encoders import with_models
+from shared.jobs.encoders import MODEL, with_models
 from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
 from shared.planning import plan_inline
+from shared.requests import JobRequest
 from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
 from shared.storage import keys
 
@@ -40,7 +41,9 @@ def submit(
             earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
-        request = settle(session, tenant, request)
+        request = settle(session, tenant, request, services.language_models)
+        if (language_model := getattr(request, "language_model", None)) is not None:
+            check_language_model(session, tenant, services.language_models, language_model)
         catalog = with_models(session, tenant, services.catalog, request.encoders)
         files = _files_of(request)
         input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
@@ -54,7 +57,7 @@ def submit(
         idempotency_key=idempotency_key,
         file_ids=files,
         features=getattr(request, "features", None),
-        model=request.fusion.model if isinstance(request, FeaturesRequest) else getattr(request, "model", None),
+        model=_model_of(request),
         encoders=[id for id in request.encoders.chosen().values() if isinstance(catalog.get(id), FittedEncoder)],
         input_bytes=input_bytes,
         timeout_seconds=admission.timeout_of(request.timeout_seconds, services.settings.limits),
@@ -118,10 +121,19 @@ def _canonical(request: JobRequest) -> bytes:
         raise InvalidRequestError(message, code="invalid_unicode", param="items") from error
 
 
+def _model_of(request: JobRequest) -> str | None:
+    """The model of the tenant's that the job needs."""
+    if isinstance(request, FeaturesRequest):
+        return request.fusion.model
+    named: str | None = getattr(request, "model", getattr(request, "language_model", None))
+    return named if named is not None and named.startswith(MODEL) else None
+
+
 def _files_of(request: ItemSource) -> frozenset[str]:
     """The files that the request names: its manifest, or the media of its inline items."""
     if request.input is not None:
-        return frozenset(filter(None, [request.input.file_id]))
+        validation = request.openai.validation_file if isinstance(request, OpenAITuning) else None
+        return frozenset(filter(None, [request.input.file_id, validation]))
     return frozenset(ref for item in request.items or () for ref in _refs(item) if ref.startswith("file-"))
 
 

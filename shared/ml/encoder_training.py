@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
-from shared.fine_tuning import FineTuneRequest
+from shared.fine_tuning import FineTuneRequest, TrainEncoder
 from shared.json_numbers import as_json
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.distributed import Answer, answers_of, processes_for, run_ranks
 from shared.ml.encoders.base import WEIGHTS, TrainableEncoder
+from shared.ml.encoders.border import BORDER, BorderableEncoder, BorderTrainer, bordered
 from shared.ml.encoders.loading import load_trainable
 from shared.ml.fitting import FittedModel
 from shared.ml.lora import Adapter
@@ -49,6 +50,7 @@ class Plan(BaseModel):
 
     spec: EncoderSpec
     source: Path | None
+    how: TrainEncoder
     recipe: Recipe
     supervision: Supervision
     seed: int
@@ -58,7 +60,9 @@ class Plan(BaseModel):
     def load(self, device: str) -> TrainableEncoder:
         """The encoder before training; from here on torch's global generator goes the same way in all processes."""
         torch.manual_seed(self.seed)
-        return load_trainable(self.spec, device=device, model_path=self.source)
+        encoder: TrainableEncoder = load_trainable(self.spec, device=device, model_path=self.source)
+        border = self.recipe.border
+        return BorderTrainer(cast(BorderableEncoder, encoder), border) if border else encoder
 
     def train(
         self, encoder: TrainableEncoder, examples: Mapping[str, Examples], progress: Progress, group: ProcessGroup
@@ -74,6 +78,7 @@ class Plan(BaseModel):
             adapter.merge()
         return {
             "encoder": self.spec.id,
+            "train_encoder": self.how.value,
             "recipe": asdict(self.recipe),
             "items": {part: len(chosen) for part, chosen in examples.items()},
             "processes": group.world_size,
@@ -104,6 +109,7 @@ def train_encoder(
     plan = Plan(
         spec=EncoderSpec.model_validate(spec.model_dump(include=set(EncoderSpec.model_fields))),
         source=folder,
+        how=request.train_encoder,
         recipe=recipe_of(request.encoder_training, request.train_encoder, from_scratch=spec.supervised),
         supervision=Supervision.of(_enough(train, spec), request),
         seed=derived_seed(request.training.seed, "encoder", spec.modality.value),
@@ -119,7 +125,8 @@ def train_encoder(
             files = _saved(encoder, facts)
         else:
             files = _train_together(plan, parts, processes, progress, cpu=device.type == "cpu")
-    return FittedModel(files, WEIGHTS, hashlib.sha256(files[WEIGHTS]).hexdigest(), spec)
+    weights, made = (BORDER, bordered(spec)) if plan.recipe.border else (WEIGHTS, spec)
+    return FittedModel(files, weights, hashlib.sha256(files[weights]).hexdigest(), made)
 
 
 def train_rank(here: Rank) -> None:

@@ -83,7 +83,7 @@ class MultimodalModel(nn.Module):
 
         Float [n, d_m] and bool [n] of each modality. A modality that no item has stays as it is.
         """
-        self.set_scales({m: scales_of(vectors[m][mask[m]]) for m in self.config.dimensions if mask[m].any()})
+        self.set_scales({m: fit_standardisation(vectors[m][mask[m]]) for m in self.config.dimensions if mask[m].any()})
 
     def set_scales(self, scales: Scales) -> None:
         """Standardise by these; a modality that is not among them stays as it is."""
@@ -139,13 +139,13 @@ class _Embedding(nn.Module):
         return output
 
 
-def scales_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [d] of rows [n, d], float32; what varies by no more than rounding is only centred."""
+def fit_standardisation(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [d] of rows [n, d]; of what varies by no more than rounding, 1 for the latter."""
     std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
     float32 = torch.finfo(torch.float32)
     # Below the smallest normal number a divisor has hardly a digit left, or is 0 once it is float32.
     rounding = (float32.eps * mean.abs()).clamp(min=float32.tiny)
-    return mean.float(), std.where(std > rounding, 1.0).float()
+    return mean, std.where(std > rounding, 1.0)
 
 
 def _head(dimension: int, config: MultimodalConfig) -> nn.Module:

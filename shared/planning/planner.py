@@ -1,7 +1,7 @@
 """Planning a job: rows are validated, numbered and written out as slices while they stream by."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.catalog import Catalog, FittedEncoder
 from shared.errors import InvalidRequestError, ItemError, JobError
-from shared.fine_tuning import TrainEncoder
+from shared.fine_tuning import TrainEncoder, reads_text
 from shared.jobs.encoders import in_schema
 from shared.jobs.records import ItemFailure, Plan
 from shared.planning.ledger import Ledger
@@ -38,13 +38,14 @@ class PlanRequest(BaseModel):
     shard_size: int
     input: Input | None = None
     train_encoder: TrainEncoder = TrainEncoder.FROZEN
+    reads_text: bool = False
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Self:
         """Of a stored request. Jobs that train or predict want each modality's vectors, and fuse them themselves."""
         if request["type"] != JobType.FEATURES:
             request = {**request, "fusion": Fusion(method=FusionMethod.NONE)}
-        return cls.model_validate(request)
+        return cls.model_validate({**request, "reads_text": reads_text(request)})
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def plan_rows(
         packer = MediaPacker(uploads, place.job_id, place.token)
         slices = SliceWriter(uploads, place.job_id, place.token, request.shard_size)
         resolver = MediaResolver(packer, limits.media_bytes, fetching, resolve_files, source.find_members)
-        planner = _Planner(ledger, resolver, slices, list(request.encoders.chosen()), limits)
+        planner = _Planner(ledger, resolver, slices, Wanted.of(request), limits)
         for batch in batches(source.rows):
             check()
             planner.take(batch)
@@ -130,17 +131,36 @@ def _schema(request: PlanRequest, catalog: Catalog) -> dict[str, Any]:
         **in_schema({m: spec for m, spec in specs.items() if isinstance(spec, FittedEncoder)}),
         "fusion": request.fusion.model_dump(mode="json", exclude_none=True),
         "dimensions": {**dimensions, "fused": fused},
+        **({"reads_text": True} if request.reads_text else {}),
     }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a job takes of its items: modalities that are encoded, and words that a language model reads as they are."""
+
+    encoded: list[Modality]
+    words: bool
+
+    @classmethod
+    def of(cls, request: PlanRequest) -> Self:
+        """What a request wants."""
+        return cls(list(request.encoders.chosen()), request.reads_text)
+
+    def any_in(self, found: Collection[str]) -> bool:
+        """Whether something that is wanted is among these fields of an item."""
+        return any(m in found for m in self.encoded) or (self.words and ("text" in found or "messages" in found))
+
+    def __str__(self) -> str:
+        return ", ".join([*self.encoded, *(["text", "messages"] if self.words else [])])
 
 
 class _Planner:
     """Turns batches of rows into planned items and failures."""
 
-    def __init__(
-        self, ledger: Ledger, resolver: MediaResolver, slices: SliceWriter, encoded: list[Modality], limits: Limits
-    ):
+    def __init__(self, ledger: Ledger, resolver: MediaResolver, slices: SliceWriter, wanted: Wanted, limits: Limits):
         self._ledger, self._resolver, self._slices, self._limits = ledger, resolver, slices, limits
-        self._encoded = encoded
+        self._wanted, self._encoded = wanted, wanted.encoded
         self.count = 0
 
     def take(self, batch: list[Row]) -> None:
@@ -164,7 +184,7 @@ class _Planner:
         problem = row.problems.get(None)
         item = None
         if problem is None:
-            item, problem = _validate(row.fields, self._encoded)
+            item, problem = _validate(row, self._wanted)
         if item is not None and not self._ledger.is_new(item.id):
             problem = Problem("duplicate_id", f"The id {item.id!r} was used by an earlier item.")
         if problem is not None:
@@ -173,7 +193,7 @@ class _Planner:
         return item
 
     def _plan(self, index: int, row: Row, item: Item) -> None:
-        found: dict[str, str | MediaLocation] = {}
+        found: dict[str, Any] = {}
         for modality in MODALITIES:
             reference = getattr(item, modality)
             if reference is None:
@@ -182,7 +202,13 @@ class _Planner:
                 found[modality] = self._find(modality, row, reference)
             except ItemError as error:
                 self._fail(index, item.id, modality, Problem(error.error_code, error.message))
-        if not any(m in found for m in self._encoded):
+        if item.messages is not None:
+            size = sum(len(message.text.encode()) for message in item.messages)
+            if size > self._limits.text_bytes:
+                self._fail(index, item.id, None, _too_large(size, self._limits.text_bytes))
+                return
+            found["messages"] = item.messages
+        if not self._wanted.any_in(found):
             self._fail(index, item.id, None, _NOTHING_LEFT)
             return
         rest: dict[str, Any] = {"label": item.labels, "target": item.target, "split": item.split, **found}
@@ -197,25 +223,32 @@ class _Planner:
                 return MediaLocation(ref=reference[:1000])  # nobody will read it; its name is all that is kept
             return self._resolver.locate(reference, row.media.get(modality))
         if len(reference) * 4 > self._limits.text_bytes and len(reference.encode()) > self._limits.text_bytes:
-            message = f"The text has {len(reference.encode())} bytes; the limit is {self._limits.text_bytes}."
-            raise ItemError(message, code="text_too_large")
+            problem = _too_large(len(reference.encode()), self._limits.text_bytes)
+            raise ItemError(problem.message, code=problem.code)
         return reference
 
     def _fail(self, index: int, item_id: str, modality: Modality | None, problem: Problem) -> None:
         self._ledger.add(ItemFailure(index, item_id, modality, problem.code, problem.message))
 
 
-def _validate(fields: Mapping[str, Any], encoded: list[Modality]) -> tuple[Item | None, Problem | None]:
+def _too_large(size: int, limit: int) -> Problem:
+    return Problem("text_too_large", f"The text has {size} bytes; the limit is {limit}.")
+
+
+def _validate(row: Row, wanted: Wanted) -> tuple[Item | None, Problem | None]:
+    # Records for language models often have no ids: they are named by their lines.
+    fields = row.fields if "id" in row.fields or not wanted.words else {"id": f"line-{row.line}", **row.fields}
     try:
         item = Item.model_validate(fields)
     except ValidationError as error:
-        return None, Problem("invalid_item", _in_words(error))
-    if all(getattr(item, m) is None for m in encoded):
-        return None, Problem("invalid_item", f"The item has none of what this job encodes: {', '.join(encoded)}.")
+        return None, Problem("invalid_item", in_words(error))
+    given = [name for name in (*MODALITIES, "messages") if getattr(item, name) is not None]
+    if not wanted.any_in(given):
+        return None, Problem("invalid_item", f"The item has none of what this job takes: {wanted}.")
     return item, None
 
 
-def _in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError) -> str:
     """The first few things that are wrong with an item, without the item's own values."""
     wrong: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):

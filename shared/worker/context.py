@@ -1,8 +1,9 @@
 """What a worker process has in its hands, and what a pool gives it to run."""
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.broker import Broker
@@ -11,6 +12,7 @@ from shared.db import Sessions
 from shared.ids import new_id
 from shared.jobs.records import Finished, Lease, Plan
 from shared.lanes.messages import LaneRequest, Result
+from shared.language_models import LanguageModels, load_language_models
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -28,6 +30,7 @@ class WorkerContext:
     catalog: Catalog
     queue: Queue
     worker_id: str
+    language_models: LanguageModels = field(default_factory=load_language_models)
 
 
 class Handler(Protocol):
@@ -59,11 +62,20 @@ class Handler(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An interactive request that is ready for the model: its share of one batch, and its bytes in memory."""
+    """An interactive request that is ready for the model: its share of one batch, and its bytes in memory.
+
+    `gone` is set as soon as it is known that nobody waits for the answer any more.
+    """
 
     value: Any
     weight: float
     bytes: int
+    gone: threading.Event = field(default_factory=threading.Event)
+
+
+#: What a lane handler makes of a batch bit by bit: of each step the places in the batch that something is told of, in
+#: their order. `Said` is followed by more, every other result is the last of its place.
+Steps = Generator[Sequence[tuple[int, Result]], None, None]
 
 
 class LaneHandler(Protocol):
@@ -86,8 +98,11 @@ class LaneHandler(Protocol):
         """Reads and decodes the inputs."""
         ...
 
-    def run(self, batch: Sequence[Any]) -> Sequence[Result]:
-        """The model's part, for the values of several requests for one model. Nothing else may touch the model."""
+    def run(self, batch: Sequence[Any]) -> Sequence[Result] | Steps:
+        """The model's part, for the values of several requests for one model. Nothing else may touch the model.
+
+        A result for each, or steps: between two of them, which should be short, others have their turn.
+        """
         ...
 
 

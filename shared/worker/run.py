@@ -16,6 +16,7 @@ from typing import NoReturn
 from shared.broker import make_broker
 from shared.catalog import load_catalog
 from shared.db import make_engine, make_sessions
+from shared.language_models import load_language_models
 from shared.migrations.check import SchemaError, require_schema
 from shared.observability import configure_logging, get_logger
 from shared.queues import CONSUMERS, Queue
@@ -55,6 +56,7 @@ def build_context(queue: Queue) -> WorkerContext:
         catalog=load_catalog(settings.encoders_file),
         queue=queue,
         worker_id=worker_id,
+        language_models=load_language_models(settings.language_models_file),
     )
 
 

@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from services.dispatcher.steps.context import SweepContext
@@ -35,15 +35,16 @@ def publish(context: SweepContext, now: datetime) -> int:
                 return published
             key = keys.prediction_manifest(job.id) if job.type == JobType.PREDICT else keys.feature_manifest(job.id)
             context.store.put(key, _manifest(session, job), "application/json")
+            if job.type == JobType.INDEX:  # so that the planner of searches knows how large it is
+                session.execute(text("ANALYZE indexed_items"))
             job.published_at = now
     return MOST
 
 
 def _manifest(session: Session, job: Job) -> bytes:
-    type = JobType(job.type)
-    parts = outputs.parts(session, job.id, stage=outputs.result_stage(type))
+    parts = outputs.parts(session, job.id, stage=outputs.result_stage(job))
     content = {
-        "object": "predictions" if type is JobType.PREDICT else "feature_set",
+        "object": "predictions" if job.type == JobType.PREDICT else "feature_set",
         "job_id": job.id,
         "created_at": int(job.created_at.timestamp()),
         "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,

@@ -1,40 +1,24 @@
 """Jobs: created, listed, shown, cancelled, retried, deleted."""
 
-import re
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 
 from services.gateway import examples
 from services.gateway.admission import timeout_of
 from services.gateway.auth import CallerDep
 from services.gateway.deps import After, Limit, ServicesDep
+from services.gateway.filters import METADATA_FILTER, MetadataFilter
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page
 from services.gateway.submission import submit
-from shared.fine_tuning import JobRequest
 from shared.jobs import repository
 from shared.jobs.repository import JobFilter
 from shared.jobs.retry import retry
+from shared.requests import JobRequest
 from shared.schemas import Deleted, Job, JobStatus, JobType, Page
 
 router = APIRouter(tags=["jobs"], responses=COMMON_ERRORS)
-
-_METADATA_PARAMETER = re.compile(r"metadata\[(.+)\]")
-
-_METADATA_FILTER = {
-    "parameters": [
-        {
-            "name": "metadata",
-            "in": "query",
-            "style": "deepObject",
-            "explode": True,
-            "description": "`metadata[key]=value`: only jobs with this pair; may be repeated",
-            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-            "example": {"project": "posts"},
-        }
-    ]
-}
 
 
 @router.post(
@@ -57,7 +41,7 @@ def create_job(
     ] = None,
 ) -> Job:
     """Accepts items, a manifest of them, or the feature set of an earlier job: to be turned into features
-    (`features`), to train a model on (`fine_tune`), or to apply a model to (`predict`)."""
+    (`features`), to train a model on (`fine_tune`), to apply a model to (`predict`), or to be searched (`index`)."""
     job, created = submit(services, caller.tenant, request, idempotency_key)
     if not created:
         response.status_code = 200
@@ -69,23 +53,18 @@ def create_job(
     "/v1/jobs",
     summary="List jobs",
     responses=answers(examples.page_of(examples.JOB)),
-    openapi_extra=_METADATA_FILTER,
+    openapi_extra=METADATA_FILTER,
 )
 def list_jobs(
-    http_request: Request,
     services: ServicesDep,
     caller: CallerDep,
+    metadata: MetadataFilter,
     limit: Limit = 20,
     after: After = None,
     status: Annotated[list[JobStatus] | None, Query(description="may be repeated")] = None,
     type: JobType | None = None,
 ) -> Page[Job]:
     """The tenant's jobs, newest first; those that match all filters."""
-    metadata = {
-        match[1]: value
-        for name, value in http_request.query_params.multi_items()
-        if (match := _METADATA_PARAMETER.fullmatch(name))
-    }
     wanted = JobFilter(statuses=status or (), type=type, metadata=metadata)
     with services.sessions() as session:
         found = repository.list_jobs(session, caller.tenant, wanted, limit=limit + 1, after=after)
@@ -108,7 +87,9 @@ def cancel_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
 
 @router.post("/v1/jobs/{id}/retry", summary="Retry failed items", responses=answers(examples.JOB, 404, 409))
 def retry_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
-    """Tries again, in place, what failed of an ended job; what succeeded stays. Its time begins anew."""
+    """Tries again, in place, what failed of an ended job; what succeeded stays. Its time begins anew.
+
+    409 while a job that has not ended reads its feature set, and if the one that it reads itself has changed since."""
     with services.sessions.begin() as session:
         job = repository.find(session, caller.tenant, id, lock=True)
         retry(session, job, timeout_of(job.request.get("timeout_seconds"), services.settings.limits))

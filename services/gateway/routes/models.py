@@ -15,6 +15,7 @@ from services.gateway.streaming import begun
 from shared.catalog import EncoderSpec
 from shared.errors import NotFoundError
 from shared.jobs.registry import delete_model, find_model, fitted_models
+from shared.language_models import LanguageModelSpec
 from shared.schemas import Deleted, ModelEntry, Page
 from shared.storage import keys
 
@@ -23,10 +24,11 @@ router = APIRouter(tags=["models"], responses=COMMON_ERRORS)
 
 @router.get("/v1/models", summary="List models", responses=answers(examples.page_of(examples.MODEL)))
 def list_models(services: ServicesDep, caller: CallerDep, limit: Limit = 1000, after: After = None) -> Page[ModelEntry]:
-    """The encoders that can be named in a job, then the models that the tenant's jobs made, newest first."""
+    """The encoders and language models that can be named in a job, then what the tenant's jobs made, newest first."""
     with services.sessions() as session:
         fitted = fitted_models(session, caller.tenant)
     built_in = [_entry(spec) for spec in services.catalog.values()]
+    built_in += [_language_model(spec) for spec in services.language_models.values()]
     return page_behind([*built_in, *fitted], limit, after, lambda model: model.id)
 
 
@@ -75,6 +77,8 @@ def get_model(id: str, services: ServicesDep, caller: CallerDep) -> ModelEntry:
     spec = services.catalog.get(id)
     if spec is not None:
         return _entry(spec)
+    if id in services.language_models:
+        return _language_model(services.language_models[id])
     with services.sessions() as session:
         found = fitted_models(session, caller.tenant, id)
     if not found:
@@ -87,6 +91,20 @@ def _entry(spec: EncoderSpec) -> ModelEntry:
         id=spec.id,
         modality=spec.modality,
         dimension=spec.dimension,
+        loader=spec.loader,
+        source=spec.source,
+        revision=spec.revision,
+        licence=spec.licence,
+        description=spec.description,
+    )
+
+
+def _language_model(spec: LanguageModelSpec) -> ModelEntry:
+    return ModelEntry(
+        id=spec.id,
+        kind="language_model",
+        modality=None,
+        dimension=None,
         loader=spec.loader,
         source=spec.source,
         revision=spec.revision,
