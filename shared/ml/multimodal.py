@@ -113,17 +113,23 @@ class _Embedding(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def fit(self, rows: Tensor) -> None:
-        """Mean and standard deviation of rows [n, d]; what varies by no more than rounding is only centred."""
-        std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
-        float32 = torch.finfo(torch.float32)
-        # Below the smallest normal number a divisor has hardly a digit left, or is 0 once it is float32.
-        rounding = (float32.eps * mean.abs()).clamp(min=float32.tiny)
+        """Mean and standard deviation of rows [n, d]."""
+        mean, std = fit_standardisation(rows)
         self.mean.copy_(mean)
-        self.std.copy_(std.where(std > rounding, 1.0))
+        self.std.copy_(std)
 
     def forward(self, rows: Tensor) -> Tensor:
         output: Tensor = self.layers((rows - self.mean) / self.std)
         return output
+
+
+def fit_standardisation(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [d] of rows [n, d]; of what varies by no more than rounding, 1 for the latter."""
+    std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+    float32 = torch.finfo(torch.float32)
+    # Below the smallest normal number a divisor has hardly a digit left, or is 0 once it is float32.
+    rounding = (float32.eps * mean.abs()).clamp(min=float32.tiny)
+    return mean, std.where(std > rounding, 1.0)
 
 
 def _head(dimension: int, config: MultimodalConfig) -> nn.Module:

@@ -1,15 +1,16 @@
-"""Encoders and data small enough to be trained in a test."""
+"""Encoders, language models and data small enough to be trained in a test."""
 
 import importlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 
 from shared.catalog import EncoderSpec
+from shared.language_models import LanguageModelSpec
 from shared.ml.torchvision_shim import make_torchvision_importable
 from shared.queues import Modality
 
@@ -87,3 +88,63 @@ def _wav(samples: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bytes:
     target = io.BytesIO()
     soundfile.write(target, samples, SAMPLE_RATE, format="WAV")
     return target.getvalue()
+
+
+def tiny_clip(folder: Path) -> tuple[EncoderSpec, EncoderSpec]:
+    """The text and the image tower of a CLIP with random weights that knows the words of `word_order`."""
+    spec = tiny_bert(folder)  # its tokenizer
+    transformers: Any = importlib.import_module("transformers")
+    import torch
+
+    words = 2 + len(_SPECIAL) + len(_FILLERS)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config={
+            **sizes,
+            "vocab_size": words,
+            "max_position_embeddings": 24,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "pad_token_id": 0,
+        },
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)  # fmt: skip
+    text = spec.model_copy(update={"id": "tiny-clip-text", "dimension": 16, "options": {"pooling": "clip"}})
+    return text, text.model_copy(update={"id": "tiny-clip-image", "modality": Modality.IMAGE})
+
+
+def tiny_language_model(folder: Path, kind: Literal["llama", "gemma3"] = "llama") -> LanguageModelSpec:
+    """A causal language model with random weights that reads bytes; its files are written into `folder`.
+
+    That of the kind `gemma3` has what Gemma has: scaled embeddings, few heads of keys, layers that look back 32 tokens.
+    """
+    make_torchvision_importable()
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    transformers: Any = importlib.import_module("transformers")
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    vocabulary = {token: i for i, token in enumerate([*special.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "gemma3":
+        config = transformers.Gemma3TextConfig(**sizes, head_dim=8, sliding_window=32, query_pre_attn_scalar=8)
+        model = transformers.Gemma3ForCausalLM(config)
+    else:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    model.save_pretrained(folder)
+    return LanguageModelSpec(id=f"tiny-{kind}", loader="transformers", source=str(folder))

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import importlib.util
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
+from shared.ml import sources
 from shared.ml.encoders.base import Encoder, TrainableEncoder
 from shared.queues import Modality
 
@@ -33,9 +33,6 @@ _CLASSES: dict[tuple[str, Modality], str] = {
     ("word2vec", Modality.TEXT): "shared.ml.encoders.word2vec:Word2VecEncoder",
     **{("hashing", modality): "shared.ml.encoders.hashing:HashingEncoder" for modality in Modality},
 }
-
-#: What an encoder needs of a model on the hub: configuration, tokenizer, safetensors; no code, no pickles.
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 #: sha256 of the weights in pickle format that ship inside packages and may be read.
 _PACKAGED_WEIGHTS = {
@@ -90,16 +87,14 @@ def resolve_source(spec: EncoderSpec) -> Path | None:
     `package:NAME/PATH` is found without importing the package; a local path starts with `/`, `~` or `.`; for the loader
     `transformers` anything else is a hub id. None if the source is a name that the loader itself knows.
     """
-    if spec.source.startswith("package:"):
-        return _in_package(spec)
-    if spec.source.startswith(("/", "~", ".")):
-        path = Path(spec.source).expanduser()
-        if not path.exists():
-            raise _unavailable(
-                spec, f"{spec.source} does not exist on this worker", "Check the path in the encoders file"
-            )
-        return path
-    return _from_hub(spec) if spec.loader == "transformers" else None
+    try:
+        if spec.source.startswith("package:"):
+            return sources.in_package(spec.source)
+        if sources.is_local(spec.source):
+            return sources.in_folder(spec.source)
+        return sources.from_hub(spec.source, spec.revision) if spec.loader == "transformers" else None
+    except sources.SourceMissingError as error:
+        raise JobError(f"The encoder {spec.id} cannot be loaded: {error}.", code="encoder_unavailable") from error
 
 
 def load_packaged_weights(path: Path) -> Any:
@@ -138,34 +133,3 @@ def fingerprint_of(weights: str, dtype: str, preprocessing: Mapping[str, Any]) -
 def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _in_package(spec: EncoderSpec) -> Path:
-    package, _, inside = spec.source.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    for folder in (found and found.submodule_search_locations) or ():
-        path = Path(folder, inside)
-        if path.exists():
-            return path
-    raise _unavailable(spec, f"the package {package} with {inside} is not installed", "Install it on this worker")
-
-
-def _from_hub(spec: EncoderSpec) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(spec.source, revision=spec.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
-        )
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise _unavailable(
-            spec,
-            f"{spec.source} is neither cached nor can it be fetched from the Hugging Face hub ({error})",
-            "Allow this worker to reach the hub, fill its cache (HF_HOME) beforehand, or give a local path "
-            "in the encoders file",
-        ) from error
-
-
-def _unavailable(spec: EncoderSpec, cause: str, remedy: str) -> JobError:
-    return JobError(f"The encoder {spec.id} cannot be loaded: {cause}. {remedy}.", code="encoder_unavailable")

@@ -1,0 +1,250 @@
+"""Training what was put onto a language model: steps, early stopping, and checkpoints from which it goes on exactly."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from services.finetune.language.batches import Rows, plan_steps
+from services.finetune.language.dry_run import Prepared
+from services.finetune.outcome import as_json
+from services.finetune.training import rate_factor
+from shared.errors import JobError
+from shared.language_tuning import Adapter, LanguageTraining
+from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
+from shared.ml.encoders.batching import is_out_of_memory, plan_batches
+from shared.ml.language.conversations import IGNORED
+from shared.ml.language.tuned import TunedLanguageModel
+from shared.ml.repeatable import derived_seed, generator
+from shared.worker.progress import Progress
+
+#: Name of the checkpoint; it is written when the last one is this old.
+RUNNING, CHECKPOINT_SECONDS = "language", 20.0
+
+#: Usual learning rates; soft prompts need larger ones (Lester et al. 2021).
+_RATES = {Adapter.LORA: 2e-4, Adapter.PROMPT: 3e-2, Adapter.P_TUNING: 1e-3, Adapter.PREFIX: 1e-2, Adapter.NONE: 1e-3}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs in which certain things are trained: LLaVA's first, the projectors alone, or all."""
+
+    name: str
+    epochs: int
+    everything: bool
+
+
+def phases_of(model: TunedLanguageModel, training: LanguageTraining) -> list[Phase]:
+    """Without an adapter there is nothing but the projectors; without projectors there is one phase."""
+    main = Phase("tuning", training.epochs, everything=True)
+    if not model.projectors or model.adapter is None or not training.projector_epochs:
+        return [main]
+    return [Phase("projectors", training.projector_epochs, everything=False), main]
+
+
+@dataclass
+class _State:
+    """How far a phase is. `epoch` counts finished ones, `step` those of the epoch that is under way."""
+
+    phase: str
+    epoch: int = 0
+    step: int = 0
+    summed: float = 0.0
+    learned: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+
+
+class LanguageTrainer:
+    """A tuned model's way through its phases. After `run` it has the weights of its best epoch."""
+
+    def __init__(
+        self,
+        model: TunedLanguageModel,
+        training: LanguageTraining,
+        progress: Progress,
+        train: Prepared,
+        validation: Prepared,
+    ):
+        self._model, self._training, self._progress = model, training, progress
+        self._train, self._validation = train, validation
+        self._at_once = model.rows_together(training.max_length, training.batch_size)
+        self._parameters = _trained(model)
+        self._best: dict[str, Tensor] = {}
+        self.history: list[dict[str, Any]] = []
+        self.seconds, self.tokens = 0.0, 0
+        self._saved = time.monotonic()
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    def run(self) -> None:
+        """Raises what `progress.check` raises, and JobError (`training_diverged`, `out_of_memory`)."""
+        restored = self._progress.restore(RUNNING)
+        tensors, facts = unpack(restored) if restored is not None else ({}, {})
+        phases = phases_of(self._model, self._training)
+        names = [phase.name for phase in phases]
+        begin = names.index(facts["state"]["phase"]) if facts else 0
+        with self._model.active():
+            for phase in phases[begin:]:
+                state, optimizer = _State(phase.name), self._optimizer(phase)
+                if facts and facts["state"]["phase"] == phase.name:
+                    state = self._restore(optimizer, tensors, facts)
+                self._run_phase(phase, state, optimizer)
+                self._put_back()
+        self._model.train(mode=False)
+
+    def _run_phase(self, phase: Phase, state: _State, optimizer: torch.optim.Optimizer) -> None:
+        patience = self._training.patience
+        while state.epoch < phase.epochs and state.epoch - state.best_epoch < patience:
+            self._epoch(phase, state, optimizer)
+
+    def _epoch(self, phase: Phase, state: _State, optimizer: torch.optim.Optimizer) -> None:
+        training, number = self._training, state.epoch + 1
+        train = self._train if phase.everything else self._train.with_media()
+        # All that is random follows from the numbers of epoch and step: it can go on in the middle of one.
+        rng = generator(training.seed, phase.name, number)
+        steps = plan_steps(train.tokens, training, rng)
+        self._model.train()
+        for step in range(state.step, len(steps)):
+            torch.manual_seed(derived_seed(training.seed, phase.name, number, step))
+            factor = rate_factor(state.epoch * len(steps) + step, phase.epochs * len(steps), training)
+            begun, tokens = time.monotonic(), sum(train.tokens[row] for rows in steps[step] for row in rows)
+            loss, learned = self._step(train, steps[step], optimizer, factor)
+            seconds = time.monotonic() - begun
+            state.summed, state.learned, state.step = state.summed + loss, state.learned + learned, step + 1
+            self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
+            self._progress.report(
+                "batch", model=phase.name, epoch=number, step=step + 1, steps=len(steps), loss=loss / learned,
+                tokens_per_second=tokens / max(seconds, 1e-9),
+            )  # fmt: skip
+            if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+                self._save(state, optimizer)
+        self._end_of_epoch(phase, state, optimizer.param_groups[0]["lr"])
+
+    def _end_of_epoch(self, phase: Phase, state: _State, rate: float) -> None:
+        loss = self.validation_loss()
+        state.epoch += 1
+        entry = {
+            "model": phase.name, "epoch": len(self.history) + 1, "train_loss": state.summed / state.learned,
+            "validation_loss": loss, "learning_rate": rate, "tokens_per_second": self.tokens / self.seconds,
+        }  # fmt: skip
+        self.history.append(entry)
+        self._progress.report("epoch", **as_json(entry))
+        if loss < state.best_loss:
+            state.best_epoch, state.best_loss = state.epoch, loss
+            self._best = {name: p.detach().to("cpu", copy=True) for name, p in self._parameters.items()}
+        state.step, state.summed, state.learned = 0, 0.0, 0
+
+    def _step(
+        self, train: Prepared, passes: Sequence[Rows], optimizer: torch.optim.Optimizer, factor: float
+    ) -> tuple[float, int]:
+        """One step of the optimiser: the mean over the tokens that are learned in all its passes."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        optimizer.zero_grad()
+        learned = sum(_learned(train, rows) for rows in passes)
+        total = 0.0
+        for rows in passes:
+            for first in range(0, len(rows), self._at_once):
+                self._progress.check()
+                total += self._backward(train, rows[first : first + self._at_once], learned)
+        if not math.isfinite(total):
+            message = "Training led nowhere: the loss is no number. Lower training.learning_rate."
+            raise JobError(message, code="training_diverged", param="training.learning_rate")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self._training.gradient_clip)
+        optimizer.step()
+        return total, learned
+
+    def _backward(self, train: Prepared, rows: Rows, learned: int) -> float:
+        try:
+            loss = self._loss(train, rows, packed=self._training.packing)
+            (loss / learned).backward()  # type: ignore[no-untyped-call]  # torch's
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = (
+                f"{len(rows)} conversations do not fit into memory together: lower training.batch_size (and raise "
+                "training.gradient_accumulation as much) or training.max_length."
+            )
+            raise JobError(message, code="out_of_memory", param="training.batch_size") from error
+        return float(loss.detach())
+
+    def _loss(self, part: Prepared, rows: Rows, *, packed: bool = False) -> Tensor:
+        encoded, media = [part.encoded[row] for row in rows], [part.examples[row].media for row in rows]
+        batch = self._model.packed(encoded, media) if packed else self._model.batch(encoded, media)
+        return self._model.loss(batch)[0]
+
+    def validation_loss(self) -> float:
+        """Mean −log p of a token of the answers of validation items."""
+        part, total = self._validation, 0.0
+        self._model.train(mode=False)
+        most = self._at_once * self._training.max_length
+        with torch.inference_mode():
+            for rows in plan_batches(part.tokens, max_cost=most, max_items=self._at_once):
+                self._progress.check()
+                total += float(self._loss(part, rows))
+        return total / _learned(part, range(len(part)))
+
+    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        """AdamW; `peak` is a group's learning rate after the warm-up. What the phase leaves alone has no gradients."""
+        training = self._training
+        rates = {"adapter": training.learning_rate or _RATES[training.adapter],
+                 "projector": training.projector_learning_rate}  # fmt: skip
+        groups = []
+        for part, peak in rates.items():
+            chosen = [p for name, p in self._parameters.items() if name.startswith(f"{part}.")]
+            trained = bool(chosen) and (phase.everything or part == "projector")
+            for parameter in chosen:
+                parameter.requires_grad_(trained)
+            if trained:
+                groups.append({"params": chosen, "peak": peak})
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay)
+
+    def _save(self, state: _State, optimizer: torch.optim.Optimizer) -> None:
+        tensors = prefixed("now.", self._parameters) | prefixed("best.", self._best)
+        for place, values in optimizer.state_dict()["state"].items():
+            tensors |= prefixed(f"optimizer.{place}.", values)
+        facts = {"state": vars(state), "history": self.history, "seconds": self.seconds, "tokens": self.tokens}
+        self._progress.save(RUNNING, pack({name: t.detach() for name, t in tensors.items()}, facts))
+        self._saved = time.monotonic()
+
+    def _restore(self, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> _State:
+        self._put(without_prefix("now.", tensors))
+        self._best = without_prefix("best.", tensors)
+        places: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in without_prefix("optimizer.", tensors).items():
+            place, key = name.split(".", 1)
+            places.setdefault(int(place), {})[key] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": places})
+        self.history, self.seconds, self.tokens = facts["history"], facts["seconds"], facts["tokens"]
+        return _State(**facts["state"])
+
+    def _put_back(self) -> None:
+        """The weights of the phase's best epoch."""
+        if not self._best:
+            message = "Training led nowhere: the validation loss is no number. Lower training.learning_rate."
+            raise JobError(message, code="training_diverged", param="training.learning_rate")
+        self._put(self._best)
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._parameters[name].copy_(tensor)
+
+
+def _trained(model: TunedLanguageModel) -> dict[str, nn.Parameter]:
+    """All that can be trained, by name."""
+    adapter = {} if model.adapter is None else {f"adapter.{n}": p for n, p in model.adapter.parameters()}
+    return adapter | {f"projector.{name}": p for name, p in model.projectors.named_parameters()}
+
+
+def _learned(part: Prepared, rows: Sequence[int]) -> int:
+    return sum(label != IGNORED for row in rows for label in part.encoded[row].labels)
