@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from shared.generation import JobGeneration
+from shared.prompts import PromptTemplate
 from shared.schemas import FeatureSource, JobOptions, JobType, Strict
 
 
@@ -26,11 +28,13 @@ class Preset(StrEnum):
 
 
 class TrainEncoder(StrEnum):
-    """What of the encoders is trained with the head."""
+    """What of the encoders is trained with the head: nothing; low-rank changes of their weights; all weights; of image
+    encoders, a border around every picture, while their weights stay as they are (visual prompting)."""
 
     FROZEN = "frozen"
     LORA = "lora"
     FULL = "full"
+    BORDER = "border"
 
 
 class Optimizer(StrEnum):
@@ -88,17 +92,23 @@ class Training(Strict):
 
 class EncoderTraining(Strict):
     """How encoders are trained on a job's items. What is null depends on what is trained: all weights of a pretrained
-    encoder, an adapter to it (LoRA), or an encoder from scratch."""
+    encoder, an adapter to it (LoRA), a border around its pictures, or an encoder from scratch."""
 
-    epochs: int | None = Field(None, ge=1, le=1000, description="at most; null: 3, from scratch 60")
-    learning_rate: float | None = Field(None, gt=0, le=1, description="null: 2e-5, LoRA 2e-4, from scratch 1e-3")
+    epochs: int | None = Field(None, ge=1, le=1000, description="at most; null: 3, border 20, from scratch 60")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="null: 2e-5, LoRA 2e-4, border 1e-2, from scratch 1e-3"
+    )
     batch_size: int = Field(16, ge=1, le=1024)
     weight_decay: float = Field(0.01, ge=0, le=10)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps in which the learning rate rises")
     patience: int | None = Field(
-        None, ge=1, le=1000, description="epochs without a better validation loss before the end; null: 2, scratch 10"
+        None,
+        ge=1,
+        le=1000,
+        description="epochs without a better validation loss before the end; null: 2, border 5, from scratch 10",
     )
     lora_rank: int = Field(8, ge=1, le=256)
+    border: float = Field(0.125, gt=0, lt=0.5, description="thickness, as a share of the picture's shorter side")
 
 
 class Splitting(Strict):
@@ -151,12 +161,34 @@ def reads_text(request: Mapping[str, Any]) -> bool:
     return request.get("method") in LANGUAGE_METHODS or bool(request.get("generates"))
 
 
+#: Fields of a predict job that language models alone have.
+_GENERATING = frozenset({"generation", "prompt", "generates"})
+
+
 class PredictRequest(JobOptions, FeatureSource):
     """A job that applies a model to a feature set, or to items that are turned into one first."""
 
     type: Literal[JobType.PREDICT]
-    model: str = Field(examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"])
+    model: str = Field(
+        description="of a fine_tune job, or a language model of the catalogue",
+        examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"],
+    )
     contributions: bool = Field(True, description="how much each modality moved each prediction (Shapley values)")
+    generation: JobGeneration | None = Field(None, description="of a language model: how its answers are drawn")
+    prompt: PromptTemplate | None = Field(
+        None, description="of a language model: how an item without messages is put to it; null: as in its training"
+    )
+    generates: bool = Field(False, description="the model is a language model; filled in")
+
+    @model_validator(mode="after")
+    def _has_a_modality(self) -> Self:
+        """In place of the one of other jobs: a language model reads text itself."""
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Workers of the first release, beside which this one may run, refuse fields that they do not know.
+        return {name: value for name, value in dump(self).items() if name not in _GENERATING or value}
 
 
 class IndexRequest(JobOptions, FeatureSource):

@@ -158,6 +158,23 @@ class AsyncPredictions(Resource):
     create = _call(requests.create_predictions)
 
 
+class AsyncChat(Resource):
+    """Conversations with language models: `client.chat`."""
+
+    create = _call(requests.create_chat)
+    stream = _iterate(flows.chat)
+
+
+class AsyncPrompts(Resource):
+    """Prompts as data: `client.prompts`."""
+
+    create = _call(requests.create_prompt)
+    list = _pages(requests.list_prompts)
+    get = _call(requests.get_prompt)
+    preview = _call(requests.preview_prompt)
+    delete = _call(requests.delete_prompt)
+
+
 class AsyncWorkers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -200,6 +217,8 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._wire)
         self.models = AsyncModels(self._wire)
         self.predictions = AsyncPredictions(self._wire)
+        self.chat = AsyncChat(self._wire)
+        self.prompts = AsyncPrompts(self._wire)
         self.workers = AsyncWorkers(self._wire)
         self.keys = AsyncKeys(self._wire)
 

@@ -156,6 +156,23 @@ class Predictions(Resource):
     create = _call(requests.create_predictions)
 
 
+class Chat(Resource):
+    """Conversations with language models: `client.chat`."""
+
+    create = _call(requests.create_chat)
+    stream = _iterate(flows.chat)
+
+
+class Prompts(Resource):
+    """Prompts as data: `client.prompts`."""
+
+    create = _call(requests.create_prompt)
+    list = _pages(requests.list_prompts)
+    get = _call(requests.get_prompt)
+    preview = _call(requests.preview_prompt)
+    delete = _call(requests.delete_prompt)
+
+
 class Workers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -199,6 +216,8 @@ class Client:
         self.jobs = Jobs(self._wire)
         self.models = Models(self._wire)
         self.predictions = Predictions(self._wire)
+        self.chat = Chat(self._wire)
+        self.prompts = Prompts(self._wire)
         self.workers = Workers(self._wire)
         self.keys = Keys(self._wire)
 

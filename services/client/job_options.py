@@ -1,10 +1,13 @@
-"""What a job can be told besides where its items are; the gateway's defaults hold for what is left out."""
+"""What a job, or a chat, can be told besides its items; the gateway's defaults hold for what is left out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Required, TypedDict
 
 from shared.fine_tuning import FusionChoice, Method, Preset, Search, Splitting, TrainEncoder, Training
+from shared.generation import JobGeneration
+from shared.language_tuning import ContextTraining, How
 from shared.preprocessing import Preprocessing
+from shared.prompts import PromptTemplate
 from shared.schemas import Encoders, Fusion
 
 
@@ -43,7 +46,20 @@ class TrainingOptions(EncodingOptions, total=False):
     max_failed_fraction: float
 
 
-class FineTuneOptions(TrainingOptions, total=False):
+class PromptOptions(TypedDict, total=False):
+    """Of a fine_tune job of the method `prompt`."""
+
+    how: How | str
+    prompt: PromptTemplate | Mapping[str, Any] | str
+    prompts: Sequence[PromptTemplate | Mapping[str, Any] | str]
+    language_model: str
+    text_encoder: str
+    calibrated: bool
+    scale: float
+    context: ContextTraining | Mapping[str, Any]
+
+
+class FineTuneOptions(TrainingOptions, PromptOptions, total=False):
     """Of a fine_tune job."""
 
     fusion: FusionChoice | Mapping[str, Any]
@@ -54,6 +70,8 @@ class PredictOptions(JobOptions, total=False):
 
     model: Required[str]
     contributions: bool
+    generation: JobGeneration | Mapping[str, Any]
+    prompt: PromptTemplate | Mapping[str, Any]
 
 
 class IndexOptions(JobOptions, total=False):
@@ -62,9 +80,21 @@ class IndexOptions(JobOptions, total=False):
     model: Required[str]
 
 
-class AnyJobOptions(TrainingOptions, total=False):
+class AnyJobOptions(TrainingOptions, PromptOptions, total=False):
     """Of jobs of all types; which of them a job's type has is the gateway's to say."""
 
     fusion: Fusion | FusionChoice | Mapping[str, Any]
     model: str
     contributions: bool
+    generation: JobGeneration | Mapping[str, Any]
+
+
+class ChatOptions(TypedDict, total=False):
+    """Of a chat: how the answer is drawn, and how long one waits for its beginning."""
+
+    max_completion_tokens: int
+    temperature: float
+    top_p: float
+    stop: str | Sequence[str]
+    seed: int
+    timeout_seconds: float

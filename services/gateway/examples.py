@@ -55,6 +55,19 @@ JOB_REQUESTS: dict[str, Any] = {
             "encoder_training": {"epochs": 3, "lora_rank": 8},
         },
     },
+    "prompt": {
+        "summary": "A classifier of a dual encoder: the best of two ways to put its classes, nothing is trained",
+        "value": {
+            "type": "fine_tune",
+            "method": "prompt",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "encoders": {"text": None, "image": "clip-vit-base-patch32-image", "audio": None},
+            "prompts": [
+                {"class_templates": ["a photo of a {label}."]},
+                {"class_templates": ["a photo of a {label}.", "a drawing of a {label}.", "the {label}"]},
+            ],
+        },
+    },
     "predict": {
         "summary": "What a model says of new items",
         "value": {
@@ -172,6 +185,70 @@ MODEL: dict[str, Any] = {
     "files": [],
 }
 
+_TEMPLATE: dict[str, Any] = {
+    "template": "{image}Is this post a rumour? Answer yes or no.\n{text}",
+    "system": None,
+    "verbalizers": {"rumour": ["yes"], "news": ["no"]},
+    "class_templates": ["a post that is {label}"],
+    "image_text": None,
+    "language": "en",
+}
+
+PROMPT_REQUESTS: dict[str, Any] = {
+    "question": {
+        "summary": "A question for a language model, and the words for its answers",
+        "value": {
+            "name": "rumour",
+            "prompt": {name: _TEMPLATE[name] for name in ("template", "verbalizers")},
+        },
+    },
+    "classes": {
+        "summary": "How classes are put to a dual encoder, in two ways, and words drawn on each picture",
+        "value": {
+            "name": "animals-zh",
+            "prompt": {
+                "class_templates": ["一张{label}的照片", "a photo of a {label}."],
+                "verbalizers": {"cat": ["猫", "cat"], "dog": ["狗", "dog"]},
+                "image_text": {"text": "动物", "place": "bottom"},
+                "language": "zh",
+            },
+        },
+    },
+}
+
+PROMPT: dict[str, Any] = {
+    "id": "prompt-01k9w0d4n6s8v1x3z5b7d9f2hk",
+    "object": "prompt",
+    "name": "rumour",
+    "version": 2,
+    "created_at": 1794787200,
+    "prompt": _TEMPLATE,
+    "metadata": {},
+}
+
+PREVIEW_REQUESTS: dict[str, Any] = {
+    "item": {
+        "summary": "A post with a picture",
+        "value": {"item": {"id": "post-1", "text": "The bridge is closed", "image": "file-…", "label": "rumour"}},
+    },
+}
+
+PROMPT_PREVIEW: dict[str, Any] = {
+    "object": "prompt.preview",
+    "conversation": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image"},
+                {"type": "text", "text": "Is this post a rumour? Answer yes or no.\nThe bridge is closed"},
+            ],
+        }
+    ],
+    "text": "user: [image]Is this post a rumour? Answer yes or no.\nThe bridge is closed",
+    "class_texts": {"rumour": ["a post that is yes"], "news": ["a post that is no"]},
+    "image": None,
+}
+
 WORKER: dict[str, Any] = {
     "id": "worker-01k9w0b1",
     "object": "worker",
@@ -274,6 +351,58 @@ SEARCH_RESULTS: dict[str, Any] = {
         }
     ],
 }
+
+CHAT_REQUESTS: dict[str, Any] = {
+    "words": {
+        "summary": "Words",
+        "value": {
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
+            "max_completion_tokens": 16,
+            "temperature": 0,
+        },
+    },
+    "media": {
+        "summary": "A picture and a sound, for a model that was tuned with them; streamed",
+        "value": {
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"}},
+                        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+                        {"type": "text", "text": "Which animal is it?"},
+                    ],
+                }
+            ],
+            "stream": True,
+        },
+    },
+}
+
+CHAT: dict[str, Any] = {
+    "id": "chatcmpl-01k9w0f7c2b5d8g1h4j7k0m3np",
+    "object": "chat.completion",
+    "created": 1794787300,
+    "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Tokyo.", "refusal": None},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15},
+}
+
+CHAT_STREAM = """\
+data: {"id":"chatcmpl-…","created":1794787300,"model":"model-…","object":"chat.completion.chunk","choices":[…]}
+
+data: [DONE]
+
+"""
 
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 

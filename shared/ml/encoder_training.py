@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
 from shared.ml.device import choose_device, choose_dtype
 from shared.ml.encoders.base import WEIGHTS, TrainableEncoder
+from shared.ml.encoders.border import BORDER, BorderableEncoder, BorderTrainer, bordered
 from shared.ml.encoders.loading import load_trainable
 from shared.ml.fitting import FittedModel
 from shared.ml.lora import Adapter
@@ -78,9 +79,11 @@ def train_encoder(
     with repeatable(device):
         seed = derived_seed(request.training.seed, "encoder", spec.modality.value)
         torch.manual_seed(seed)
-        encoder = load_trainable(spec, device=settings.device, model_path=folder)
+        encoder: TrainableEncoder = load_trainable(spec, device=settings.device, model_path=folder)
         recipe = recipe_of(request.encoder_training, request.train_encoder, from_scratch=spec.supervised)
         adapter = Adapter(encoder.module, recipe.lora_rank) if recipe.lora_rank else None
+        if recipe.border:
+            encoder = BorderTrainer(cast(BorderableEncoder, encoder), recipe.border)
         supervision = Supervision.of(_enough(train, spec), request)
         room = settings.model_memory_bytes // 2
         judged = PreparedItems(encoder, [i for i in validation if supervision.answer(i) is not None], read, room)
@@ -99,7 +102,8 @@ def train_encoder(
             "history": tuner.history,
         }
         files = _saved(encoder) | {"training.json": json.dumps(facts, indent=2).encode()}
-    return FittedModel(files, WEIGHTS, hashlib.sha256(files[WEIGHTS]).hexdigest(), spec)
+    weights, made = (BORDER, bordered(spec)) if recipe.border else (WEIGHTS, spec)
+    return FittedModel(files, weights, hashlib.sha256(files[weights]).hexdigest(), made)
 
 
 def _enough(items: Sequence[PlannedItem], spec: EncoderSpec) -> Sequence[PlannedItem]:

@@ -34,9 +34,17 @@ _SORTED_BATCHES = 32
 _ON_GPU = 8
 
 
+#: Epochs, patience and learning rate of a pretrained encoder.
+_USUAL = {
+    TrainEncoder.FULL: (3, 2, 2e-5),
+    TrainEncoder.LORA: (3, 2, 2e-4),
+    TrainEncoder.BORDER: (20, 5, 1e-2),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder is trained; `lora_rank` None: all its weights."""
+    """How an encoder is trained; without `lora_rank` and `border`, all its weights."""
 
     epochs: int
     learning_rate: float
@@ -45,12 +53,12 @@ class Recipe:
     warmup: float
     patience: int
     lora_rank: int | None = None
+    border: float | None = None
 
 
 def recipe_of(options: EncoderTraining, how: TrainEncoder, *, from_scratch: bool) -> Recipe:
     """What a request leaves open is what is usual: Devlin et al. 2019 for all weights, Hu et al. 2022 for adapters."""
-    lora = how is TrainEncoder.LORA
-    epochs, patience, rate = (60, 10, 1e-3) if from_scratch else (3, 2, 2e-4 if lora else 2e-5)
+    epochs, patience, rate = (60, 10, 1e-3) if from_scratch else _USUAL[how]
     return Recipe(
         epochs=options.epochs or epochs,
         learning_rate=options.learning_rate or rate,
@@ -58,7 +66,8 @@ def recipe_of(options: EncoderTraining, how: TrainEncoder, *, from_scratch: bool
         weight_decay=options.weight_decay,
         warmup=options.warmup,
         patience=options.patience or patience,
-        lora_rank=options.lora_rank if lora and not from_scratch else None,
+        lora_rank=options.lora_rank if how is TrainEncoder.LORA and not from_scratch else None,
+        border=options.border if how is TrainEncoder.BORDER and not from_scratch else None,
     )
 
 

@@ -87,7 +87,7 @@ async def test_who_has_the_model_takes_the_request_and_its_answer_comes_back(
             answer = LaneAnswer(request_id=request.request_id, result=result)
         else:
             answer = LaneAnswer(request_id=request.request_id, result=Failed(code="boom", message="It broke."))
-        inbox.answer(request.reply_to, answer.model_dump_json())
+        inbox.answer(request.request_id, request.reply_to, answer.model_dump_json())
     assert (await asked[0]) == result
     with pytest.raises(Exception, match="It broke") as caught:
         await asked[1]
@@ -136,7 +136,7 @@ async def test_a_full_lane_takes_no_more(lanes: LaneClient, url: str) -> None:
 async def test_what_nobody_fetches_goes_away(lanes: LaneClient, inbox: Inbox, url: str) -> None:
     ask(lanes, "m")
     await sent(url, "m")
-    inbox.answer("trivium:answers:gone", "{}")
+    inbox.answer("ask-1", "trivium:answers:gone", "{}")
     with Redis.from_url(url) as redis:
         keys = redis.keys("trivium:*")
         assert len(keys) == 3
@@ -151,7 +151,8 @@ async def test_nonsense_on_the_list_of_answers_disturbs_nobody(lanes: LaneClient
         "{",
         json.dumps({"request_id": "other", "result": {"kind": "failed", "code": "x", "message": ""}}),
     ):
-        inbox.answer(request.reply_to, nonsense)
+        inbox.answer(request.request_id, request.reply_to, nonsense)
     result = Encoded(vectors=Rows(shape=(0, 4), data=""), faults={})
-    inbox.answer(request.reply_to, LaneAnswer(request_id=request.request_id, result=result).model_dump_json())
+    answer = LaneAnswer(request_id=request.request_id, result=result)
+    inbox.answer(request.request_id, request.reply_to, answer.model_dump_json())
     assert await asked == result
