@@ -136,7 +136,11 @@ class FineTuneRequest(JobOptions, FeatureSource):
     """A job that trains a model on a feature set, or on items that are turned into one first."""
 
     type: Literal[JobType.FINE_TUNE]
-    method: Method = Method.CLASSIFIER
+    method: Method = Field(
+        Method.CLASSIFIER,
+        description="`classifier` learns `label`; `regressor` learns `target`, by the loss Σ(y−ŷ)²/2N (scores have MSE "
+        "without the half); `align` brings what belongs together near each other",
+    )
     preset: Preset = Preset.GOOD
     fusion: FusionChoice | None = Field(None, description="instead of those that the preset tries")
     training: Training = Field(default_factory=Training)

@@ -408,7 +408,9 @@ class Job(BaseModel):
     stages: dict[Stage, StageProgress]
     request: dict[str, Any]
     metadata: Metadata
-    models: list[str] = Field(default_factory=list, description="what it made: see `GET /v1/models/{id}`")
+    models: list[str] = Field(
+        default_factory=list, description="what it made, in this order: see `GET /v1/models/{id}`"
+    )
     error: JobError | None = None
 
 

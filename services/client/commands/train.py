@@ -230,7 +230,7 @@ def _watch(here: Connection, job: Job, *, as_json: bool) -> None:
         print_json(job)
     exit_unless_succeeded(job)
     with here.client() as client:
-        model = client.models.get(job.models[0])
+        model = client.models.get(job.models[-1])  # before it come the encoders that were trained for it
     if model.fine_tuned is not None:
         messages().print(scores_table(model.fine_tuned))
     if not as_json:
