@@ -181,3 +181,12 @@ class PredictRequest(JobOptions, FeatureSource):
     def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Workers of the first release, beside which this one may run, refuse fields that they do not know.
         return {name: value for name, value in dump(self).items() if name not in _GENERATING or value}
+
+
+class IndexRequest(JobOptions, FeatureSource):
+    """A job that makes a feature set, or items that are turned into one first, searchable by any modality."""
+
+    type: Literal[JobType.INDEX]
+    model: str = Field(
+        description="of the method `align`: search is in its space", examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"]
+    )

@@ -33,6 +33,7 @@ from shared.schemas import (
     Part,
     WorkerEntry,
 )
+from shared.search import SearchResults
 
 T = TypeVar("T")
 ResultFormat = Literal["jsonl", "parquet", "npz"]
@@ -248,6 +249,11 @@ def stream_chat(
     body = {"model": model, "messages": list(messages), **options}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     return Request("POST", "/v1/chat/completions", ChatChunk, json=body, stream="events", timeout=_TRANSFER_TIMEOUT)
+
+
+def create_search(body: Mapping[str, Any]) -> Request[SearchResults]:
+    """What is near an item, at once."""
+    return Request("POST", "/v1/search", SearchResults, json=body, timeout=_TRANSFER_TIMEOUT)
 
 
 def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:

@@ -12,6 +12,7 @@ TAGS = [
     {"name": "results", "description": "What jobs leave behind: events, features, errors of items."},
     {"name": "predictions", "description": "What a model says of a few items, while the caller waits."},
     {"name": "chat", "description": "Conversations with language models, in OpenAI's shape."},
+    {"name": "search", "description": "Items near another one, whatever the modality: say it, find the picture."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
@@ -35,7 +36,7 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
     503: (
-        "Postgres, S3 or (for predictions and chat) Redis is away",
+        "Postgres, S3 or (for predictions, chat and searches) Redis is away",
         "server_error",
         "unavailable",
         "A server that this one needs cannot be …",

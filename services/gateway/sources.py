@@ -8,10 +8,10 @@ from sqlalchemy.orm import Session
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError, NotFoundError
-from shared.fine_tuning import LANGUAGE_METHODS, PredictRequest
+from shared.fine_tuning import LANGUAGE_METHODS, IndexRequest, PredictRequest
 from shared.jobs import registry, repository
 from shared.jobs.encoders import MODEL, encoder_ids
-from shared.jobs.models import Model
+from shared.jobs.models import INDEX_DIMENSION, Job, Model
 from shared.language_models import LanguageModels, find_language_model
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality
@@ -33,6 +33,8 @@ def settle(session: Session, tenant: str, request: JobRequest, language_models: 
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
+    if isinstance(request, IndexRequest):
+        return _fitting(request, find_aligner(session, tenant, request.model), source)
     if not isinstance(request, PredictRequest):
         return request
     if request.model in language_models:
@@ -43,10 +45,17 @@ def settle(session: Session, tenant: str, request: JobRequest, language_models: 
     if not generates:
         _check_predicts(model)
         _check_not_drawn(request)
+    return _fitting(request.model_copy(update={"generates": generates}), model, source, reads_text=generates)
+
+
+def _fitting(
+    request: PredictRequest | IndexRequest, model: Model, source: Job | None, *, reads_text: bool = False
+) -> PredictRequest | IndexRequest:
+    """The request with the model's encoders; its feature set, if it has one, must have been made with them."""
     if source is not None:
-        _check_fit(model, source.schema, reads_text=generates)
-        return request.model_copy(update={"generates": generates})
-    return request.model_copy(update={**_encoding(model, request), "generates": generates})
+        _check_fit(model, source.schema, reads_text=reads_text)
+        return request
+    return request.model_copy(update=_encoding(model, request))
 
 
 def find_predictor(session: Session, tenant: str, id: str) -> Model:
@@ -83,6 +92,24 @@ def find_speaker(
         message = f"The model {id!r} is no language model but of the kind {kind}: it cannot be talked to."
         raise InvalidRequestError(message, code="unsuitable_model", param="model")
     return Speaker(id, find_encoders(model, catalog), model.spec["preprocessing"])
+
+
+def find_aligner(session: Session, tenant: str, id: str) -> Model:
+    """A model in whose space items can be searched.
+
+    Raises NotFoundError, InvalidRequestError (`unsuitable_model`, `too_many_dimensions`).
+    """
+    model = registry.find_model(session, tenant, id)
+    if model.kind != "align":
+        message = f"The model {model.id!r} is a {model.kind}; search needs one that a job of the method `align` made."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    if model.dimension > INDEX_DIMENSION:
+        message = (
+            f"The space of the model {model.id!r} has {model.dimension} dimensions; an index takes {INDEX_DIMENSION} "
+            "at most. Train one with a smaller `dimension`."
+        )
+        raise InvalidRequestError(message, code="too_many_dimensions", param="model")
+    return model
 
 
 def check_language_model(session: Session, tenant: str, models: LanguageModels, id: str) -> None:

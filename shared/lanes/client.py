@@ -20,6 +20,8 @@ from shared.lanes.messages import (
     Encoded,
     EncodeItems,
     Failed,
+    Fused,
+    FuseRows,
     GenerateItems,
     LaneAnswer,
     LaneRequest,
@@ -149,6 +151,12 @@ class LaneClient:
             if outcome in {"cancelled", DeadlineError.code, UnavailableError.code}:
                 self._leave(request)
 
+    async def fuse(self, model: str, rows: FuseRows, *, tenant: str, deadline: float) -> Fused:
+        """What the fusion of a model of the tenant's makes of vectors."""
+        result = await self._observed(Stage.PREDICT, model, rows, tenant, deadline)
+        assert isinstance(result, Fused)
+        return result
+
     async def close(self) -> None:
         """Ends the reading, fails what waits, closes the connections."""
         self._closing = True
@@ -185,7 +193,8 @@ class LaneClient:
         results = self._waiting[request.request_id] = asyncio.Queue()
         until = request.deadline
         try:
-            await self._push(request)
+            async with asyncio.timeout(until - time.time()):
+                await self._push(request)
             while True:
                 async with asyncio.timeout(until - time.time()):
                     result = await results.get()

@@ -64,6 +64,14 @@ class PredictRows(BaseModel):
     contributions: bool
 
 
+class FuseRows(BaseModel):
+    """Vectors of n items to be fused by a model, as `PredictRows` has them."""
+
+    kind: Literal["fuse"] = "fuse"
+    vectors: dict[Modality, Rows]
+    mask: dict[Modality, list[bool]]
+
+
 class GenerateItems(BaseModel):
     """A conversation that a language model is to go on with; `media` has a vector [1, d] for each of its markers, in
     their order."""
@@ -74,7 +82,7 @@ class GenerateItems(BaseModel):
     generation: Generation = Field(default_factory=Generation)
 
 
-Payload = EncodeItems | PredictRows | GenerateItems
+Payload = EncodeItems | PredictRows | FuseRows | GenerateItems
 
 
 class LaneRequest(BaseModel):
@@ -123,13 +131,20 @@ class Spoken(BaseModel):
     completion_tokens: int
 
 
+class Fused(BaseModel):
+    """What a model's fusion makes of items in their order; of an aligning one, where they are in the shared space."""
+
+    kind: Literal["fused"] = "fused"
+    vectors: Rows
+
+
 class Failed(Fault):
     """Why there is no answer to the whole request, or no more of it."""
 
     kind: Literal["failed"] = "failed"
 
 
-Result = Encoded | Predicted | Said | Spoken | Failed
+Result = Encoded | Predicted | Fused | Said | Spoken | Failed
 
 
 class LaneAnswer(BaseModel):
