@@ -157,3 +157,12 @@ class PredictRequest(JobOptions, FeatureSource):
     type: Literal[JobType.PREDICT]
     model: str = Field(examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"])
     contributions: bool = Field(True, description="how much each modality moved each prediction (Shapley values)")
+
+
+class IndexRequest(JobOptions, FeatureSource):
+    """A job that makes a feature set, or items that are turned into one first, searchable by any modality."""
+
+    type: Literal[JobType.INDEX]
+    model: str = Field(
+        description="of the method `align`: search is in its space", examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"]
+    )

@@ -1,7 +1,8 @@
 """The queues and the stages: the one place that names them.
 
 A *stage* is what a shard does, a *queue* is the worker pool that takes it. Most stages have the queue of
-the same name; `plan` runs in the dispatcher, `fit` in the pool of the modality it fits, `predict` in the fusion pool.
+the same name; `plan` runs in the dispatcher, `fit` in the pool of the modality it fits, `predict` and
+`index` in the fusion pool.
 """
 
 from enum import StrEnum
@@ -26,6 +27,7 @@ class Stage(StrEnum):
     FUSION = "fusion"
     FINE_TUNE = "fine_tune"
     PREDICT = "predict"
+    INDEX = "index"
 
 
 class Queue(StrEnum):
@@ -59,4 +61,4 @@ def queue_of(stage: Stage, modality: Modality | None = None) -> Queue:
         if modality is None:
             raise ValueError("a fit stage belongs to a modality")
         return Queue(modality.value)
-    return Queue.FUSION if stage is Stage.PREDICT else Queue(stage.value)
+    return Queue.FUSION if stage in {Stage.PREDICT, Stage.INDEX} else Queue(stage.value)

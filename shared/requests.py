@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from shared.fine_tuning import FineTuneRequest, PredictRequest
+from shared.fine_tuning import FineTuneRequest, IndexRequest, PredictRequest
 from shared.language_tuning import InstructionRequest
 from shared.schemas import FeaturesRequest, JobType
 
@@ -26,6 +26,7 @@ JobRequest = Annotated[
     Annotated[FeaturesRequest, Tag("features")]
     | Annotated[FineTuneRequest, Tag("fine_tune")]
     | Annotated[InstructionRequest, Tag("instruction")]
-    | Annotated[PredictRequest, Tag("predict")],
+    | Annotated[PredictRequest, Tag("predict")]
+    | Annotated[IndexRequest, Tag("index")],
     Discriminator(_tag_of),
 ]

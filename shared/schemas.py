@@ -39,6 +39,7 @@ class JobType(StrEnum):
     FEATURES = "features"
     FINE_TUNE = "fine_tune"
     PREDICT = "predict"
+    INDEX = "index"
 
 
 class JobStatus(StrEnum):

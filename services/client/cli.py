@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from services.client.commands import files, jobs, keys, registry, results, stack, submit, train, watch
+from services.client.commands import files, jobs, keys, registry, results, search, stack, submit, train, watch
 from services.client.commands.options import Connection
 from services.client.errors import ApiError
 from services.client.rendering import messages
@@ -37,6 +37,8 @@ app = typer.Typer(
 app.command()(submit.submit)
 app.command()(train.train)
 app.command()(train.predict)
+app.command()(search.index)
+app.command()(search.search)
 app.command()(jobs.jobs)
 app.command()(jobs.show)
 app.command("watch")(watch.watch_job)

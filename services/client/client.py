@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import httpx
 from httpx_sse import EventSource
 
-from services.client import downloads, flows, requests
+from services.client import downloads, flows, requests, searching
 from services.client.address import find_address
 from services.client.flows import BackOff, Effect, Emit, Flow, Receive, Send, Sleep, Stream, resume
 from services.client.methods import Method, Resource
@@ -181,6 +181,8 @@ class Client:
     features = _run(flows.features)
     fine_tune = _run(flows.fine_tune)
     predict = _run(flows.predict)
+    index = _run(flows.index)
+    search = _run(searching.search)
 
     def __init__(
         self,

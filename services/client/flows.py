@@ -14,7 +14,7 @@ import httpx
 
 from services.client import requests
 from services.client.errors import ClientError, ConnectionFailed, WaitTimeout, error_from
-from services.client.job_options import FeaturesOptions, FineTuneOptions, PredictOptions
+from services.client.job_options import FeaturesOptions, FineTuneOptions, IndexOptions, PredictOptions
 from services.client.packing import FeatureSet, Prepared, Source, prepare
 from services.client.requests import Request
 from services.client.uploads import OnBytes, Upload
@@ -189,6 +189,15 @@ def predict(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpac
     """
     given = yield from _deliver(prepare(source), on_bytes)
     return (yield from call(requests.create_job(type=JobType.PREDICT, **given, **options)))
+
+
+def index(source: Source, *, on_bytes: OnBytes | None = None, **options: Unpack[IndexOptions]) -> Flow[Job]:
+    """Creates a job that makes items searchable in the space of `model`, and returns it at once; `search` takes its id.
+
+    `source` is what `fine_tune` takes; `model` is what a job of the method `align` made.
+    """
+    given = yield from _deliver(prepare(source), on_bytes)
+    return (yield from call(requests.create_job(type=JobType.INDEX, **given, **options)))
 
 
 class _Given(TypedDict, total=False):

@@ -56,6 +56,12 @@ class PredictOptions(JobOptions, total=False):
     contributions: bool
 
 
+class IndexOptions(JobOptions, total=False):
+    """Of an index job."""
+
+    model: Required[str]
+
+
 class AnyJobOptions(TrainingOptions, total=False):
     """Of jobs of all types; which of them a job's type has is the gateway's to say."""
 

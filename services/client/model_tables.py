@@ -13,6 +13,8 @@ from shared.schemas import FineTuned, ModelEntry
 #: The main scores (see `main_score` in a model's metrics) as people write them.
 _SCORE_NAMES = {"f1_micro": "F1 (micro)", "r2": "R²", "mean_reciprocal_rank": "mean reciprocal rank"}
 _FUSED = "fused"
+#: More are not shown one by one: several seeds of each, say.
+_MOST_TRIED = 10
 
 
 def models_table(models: Sequence[ModelEntry]) -> Table:
@@ -51,22 +53,26 @@ def scores_table(trained: FineTuned) -> Table:
 
 
 def _alone_table(trained: FineTuned) -> Table:
-    """The main score of each modality alone and of the fusion.
+    """The main score of each modality alone, of each fusion that was tried, and of what came of them.
 
     On all test items with its 95 % interval, then on those alone that have the modality, with the fusion's beside it.
     """
-    rows: dict[str, dict[str, Any]] = trained.metrics.get("alone", {})
+    alone: dict[str, dict[str, Any]] = trained.metrics.get("alone", {})
+    tried: dict[str, dict[str, Any]] = trained.metrics.get("tried", {})
+    best_first = sorted(tried, key=lambda name: -tried[name]["score"])
+    several = {name: tried[name] for name in best_first} if 1 < len(tried) <= _MOST_TRIED else {}
+    rows = {**several, **alone}
     name = _score_name(trained)
     columns = (name, "95 % interval", "items with it", f"{name} on these", "fused on these")
     table = table_of("vectors", *columns, right=columns)
     table.columns[2].no_wrap = True
-    for which in (*(m.value for m in Modality), _FUSED):
+    for which in (*(m.value for m in Modality), *several, _FUSED):
         if which not in rows:
             continue
         row = rows[which]
         interval = f"{_number(row['low'])} … {_number(row['high'])}"
         there = (_number(row.get("score_there")), _number(row.get("fused_there")))
-        beside = ("", "") if which == _FUSED else there
+        beside = there if which in set(Modality) else ("", "")
         values = (_number(row["score"]), interval, f"{row['items_there']:,}/{row['items']:,}", *beside)
         table.add_row(which, *values, style="bold" if which == _FUSED else "")
     return table

@@ -32,6 +32,7 @@ from shared.schemas import (
     Part,
     WorkerEntry,
 )
+from shared.search import SearchResults
 
 T = TypeVar("T")
 ResultFormat = Literal["jsonl", "parquet", "npz"]
@@ -227,6 +228,11 @@ def create_predictions(
     fields = {"model": model, "items": items, "contributions": contributions, "timeout_seconds": timeout_seconds}
     body = to_jsonable_python({name: value for name, value in fields.items() if value is not None}, exclude_none=True)
     return Request("POST", "/v1/predictions", PredictionList, json=body, timeout=_TRANSFER_TIMEOUT)
+
+
+def create_search(body: Mapping[str, Any]) -> Request[SearchResults]:
+    """What is near an item, at once."""
+    return Request("POST", "/v1/search", SearchResults, json=body, timeout=_TRANSFER_TIMEOUT)
 
 
 def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from services.finetune.data import Dataset, Rows
 from services.finetune.evaluation import Outputs, evaluate
-from services.finetune.modelling import Run, Trained
+from services.finetune.modelling import Run, Trained, model_of
 from services.finetune.robustness import robustness
 from services.finetune.scores import MAIN_SCORE, main_score, main_score_interval
 from shared.ml.repeatable import generator
@@ -32,11 +32,14 @@ def assess(run: Run, fused: Trained, alone: Mapping[Modality, Trained]) -> dict[
         return main_score(task, answers, outputs)
 
     outputs = _said(fused.model, test)
+    tried = {network.candidate.name: model_of(run, network) for network in fused.networks}
     run.outside.progress.report("step", doing="measuring contributions and robustness")
     return {
         "main_score": MAIN_SCORE[task],
         "test": evaluate(task, answers, outputs, run.problem.classes),
         "alone": compare(run, {"fused": fused.model, **{m.value: t.model for m, t in alone.items()}}),
+        # Of all that was tried; which was taken, validation items have said.
+        "tried": compare(run, tried),
         "contributions": _contributions(run, fused.model, test),
         "robustness": robustness(fused.model, test, score, generator(seed, "robustness"), run.outside.progress.check),
         "complexity": _complexity(run, fused, test),
@@ -46,8 +49,8 @@ def assess(run: Run, fused: Trained, alone: Mapping[Modality, Trained]) -> dict[
 def compare(run: Run, models: Mapping[str, TrainedModel]) -> dict[str, Any]:
     """The main score of each model on all test items, with its 95 % interval; and on those that have what it looks at.
 
-    A model says of an item that has nothing it looks at what is so on average. `fused_there` is the fusion's score on
-    the same items as `score_there`.
+    A model says of an item that has nothing it looks at what is so on average. `fused_there` is the score on the same
+    items as `score_there` of the model called `fused`, if there is one.
     """
     test, answers, task = run.data.take(run.parts.test), run.problem.answers[run.parts.test], run.problem.task
     outputs = {name: _said(model, test) for name, model in models.items()}
@@ -58,7 +61,8 @@ def compare(run: Run, models: Mapping[str, TrainedModel]) -> dict[str, Any]:
         row = asdict(main_score_interval(task, answers, outputs[name], rng)) | {"items": len(test)}
         if there.any():
             row["score_there"] = main_score(task, answers[there], outputs[name][there])
-            row["fused_there"] = main_score(task, answers[there], outputs["fused"][there])
+            if "fused" in outputs:
+                row["fused_there"] = main_score(task, answers[there], outputs["fused"][there])
         table[name] = row | {"items_there": int(there.sum())}
     return table
 

@@ -120,6 +120,11 @@ def train_model(name: str, run: Run, tried: Sequence[Candidate] | None = None) -
     return Trained(TrainedModel.load(files, run.outside.device), files, networks, weights, trials)
 
 
+def model_of(run: Run, network: Network) -> TrainedModel:
+    """One of the networks of a run as a model of its own."""
+    return TrainedModel.load(_files(run, [network], [1.0]), run.outside.device)
+
+
 def _bench(name: str, run: Run) -> Bench:
     weights = None if run.problem.weights is None else torch.from_numpy(run.problem.weights).float()
     return Bench(
@@ -142,8 +147,7 @@ def _weights(run: Run, networks: Sequence[Network]) -> list[float]:
     outputs = []
     for network in networks:
         run.outside.progress.check()
-        alone = TrainedModel.load(_files(run, [network], [1.0]), run.outside.device)
-        outputs.append(alone.outputs(items.vectors, items.present))
+        outputs.append(model_of(run, network).outputs(items.vectors, items.present))
     counts = np.array(select_ensemble(outputs, lambda said: run.problem.loss(said, judges)), np.float64)
     return [float(weight) for weight in counts / counts.sum()]
 

@@ -1,4 +1,4 @@
-"""Predictions that somebody waits for: what the fusion pool does with interactive requests."""
+"""Predictions and fused vectors that somebody waits for: what the fusion pool does with interactive requests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from services.fusion.models import TrainedModels
 from shared.errors import JobError
-from shared.lanes.messages import LaneRequest, Predicted, PredictRows
+from shared.lanes.messages import Fused, FuseRows, LaneRequest, Predicted, PredictRows, Rows
 from shared.ml.trained import TrainedModel
 from shared.queues import Modality, Stage
 from shared.worker.context import Prepared
@@ -20,11 +20,13 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class _Asked:
-    """The items of one request: vectors [n, d_m] and masks [n] of each modality that the model looks at."""
+    """The items of one request: vectors [n, d_m] and masks [n] of each modality that the model looks at, and what is
+    asked of it: to fuse them, or to predict, with contributions or without."""
 
     model: TrainedModel
     vectors: dict[Modality, NDArray[np.float32]]
     mask: dict[Modality, NDArray[np.bool_]]
+    fuse: bool
     contributions: bool
 
     @property
@@ -33,7 +35,7 @@ class _Asked:
         return len(next(iter(self.mask.values())))
 
 
-class PredictLane:
+class ModelLane:
     """Lane handler of the predict stage (see shared.worker.context.LaneHandler)."""
 
     stage = Stage.PREDICT
@@ -52,10 +54,11 @@ class PredictLane:
     def prepare(self, request: LaneRequest, control: Control) -> Prepared:
         """Unpacks the vectors; a modality that was not sent is missing. Raises JobError if they do not fit."""
         payload = request.payload
-        assert isinstance(payload, PredictRows)
+        assert isinstance(payload, PredictRows | FuseRows)
         model = self._models.get(request.model, request.tenant, control)
         count = len(next(iter(payload.mask.values())))
-        asked = _Asked(model, {}, {}, payload.contributions)
+        contributions = isinstance(payload, PredictRows) and payload.contributions
+        asked = _Asked(model, {}, {}, isinstance(payload, FuseRows), contributions)
         for modality, dimension in model.dimensions.items():
             if modality not in payload.vectors:
                 asked.vectors[modality] = np.zeros((count, dimension), np.float32)
@@ -70,23 +73,33 @@ class PredictLane:
         size = sum(rows.nbytes for rows in asked.vectors.values())
         return Prepared(asked, count / _ROWS, size)
 
-    def run(self, batch: Sequence[_Asked]) -> list[Predicted]:
-        """Predicts for the items of all the requests together."""
-        model = batch[0].model
-        vectors = {m: np.concatenate([asked.vectors[m] for asked in batch]) for m in model.dimensions}
-        mask = {m: np.concatenate([asked.mask[m] for asked in batch]) for m in model.dimensions}
-        said = model.predict(vectors, mask)
-        moved = model.contributions(vectors, mask) if any(asked.contributions for asked in batch) else {}
-        answers, first = [], 0
-        for asked in batch:
-            rows = slice(first, first + asked.count)
-            answers.append(
-                Predicted(
-                    labels=said.labels[rows],
-                    probabilities=None if said.probabilities is None else said.probabilities[rows].tolist(),
-                    values=None if said.values is None else said.values[rows].tolist(),
-                    contributions={m: v[rows].tolist() for m, v in moved.items()} if asked.contributions else None,
-                )
+    def run(self, batch: Sequence[_Asked]) -> list[Predicted | Fused]:
+        """Predicts for the items of all the requests together; what is to be fused is a moment's work for each."""
+        to_predict = [asked for asked in batch if not asked.fuse]
+        predicted = iter(_predict(to_predict) if to_predict else [])
+        return [_fuse(asked) if asked.fuse else next(predicted) for asked in batch]
+
+
+def _fuse(asked: _Asked) -> Fused:
+    return Fused(vectors=Rows.of(asked.model.fused(asked.vectors, asked.mask)))
+
+
+def _predict(batch: Sequence[_Asked]) -> list[Predicted]:
+    model = batch[0].model
+    vectors = {m: np.concatenate([asked.vectors[m] for asked in batch]) for m in model.dimensions}
+    mask = {m: np.concatenate([asked.mask[m] for asked in batch]) for m in model.dimensions}
+    said = model.predict(vectors, mask)
+    moved = model.contributions(vectors, mask) if any(asked.contributions for asked in batch) else {}
+    answers, first = [], 0
+    for asked in batch:
+        rows = slice(first, first + asked.count)
+        answers.append(
+            Predicted(
+                labels=said.labels[rows],
+                probabilities=None if said.probabilities is None else said.probabilities[rows].tolist(),
+                values=None if said.values is None else said.values[rows].tolist(),
+                contributions={m: v[rows].tolist() for m, v in moved.items()} if asked.contributions else None,
             )
-            first += asked.count
-        return answers
+        )
+        first += asked.count
+    return answers

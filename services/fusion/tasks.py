@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from services.fusion.lane import PredictLane
+from services.fusion.index import MakeIndex
+from services.fusion.lane import ModelLane
 from services.fusion.models import TrainedModels
 from services.fusion.parquet import feature_schema, write_part
 from services.fusion.predict import Predict
@@ -148,8 +149,9 @@ class FusionPool:
         self.handlers: Mapping[Stage, Handler] = {
             Stage.FUSION: FuseFeatures(context, self._models),
             Stage.PREDICT: Predict(context, self._models),
+            Stage.INDEX: MakeIndex(context, self._models),
         }
-        self.lane: LaneHandler | None = PredictLane(self._models)
+        self.lane: LaneHandler | None = ModelLane(self._models)
 
     def loaded_models(self) -> list[str]:
         """Ids of the trained models in memory."""

@@ -14,7 +14,7 @@ from services.gateway.errors import add_error_handlers
 from services.gateway.metrics import Metrics
 from services.gateway.middleware import BodyLimitMiddleware, RateLimitMiddleware, RequestMiddleware
 from services.gateway.openapi import TAGS
-from services.gateway.routes import files, health, jobs, keys, models, predictions, results, workers
+from services.gateway.routes import files, health, jobs, keys, models, predictions, results, search, workers
 from shared.lanes.client import LaneClient
 from shared.version import trivium_version
 
@@ -53,7 +53,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=limits.json_bytes, uploads=files.UPLOAD_PATH)
     app.add_middleware(RateLimitMiddleware, buckets=app.state.buckets, limits=limits)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
-    for routes in (files, jobs, results, predictions, models, workers, keys, health):
+    for routes in (files, jobs, results, predictions, search, models, workers, keys, health):
         app.include_router(routes.router)
     return app
 

@@ -63,6 +63,14 @@ JOB_REQUESTS: dict[str, Any] = {
             "items": [{"id": "post-3", "text": "A dog in the snow"}],
         },
     },
+    "index": {
+        "summary": "The features of an earlier job, to be searched in the space of an aligning model",
+        "value": {
+            "type": "index",
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "features": "job-01k9w0c5h2m7v4x8r1t6q3z9ny",
+        },
+    },
 }
 
 STAGE: dict[str, Any] = {
@@ -230,6 +238,40 @@ PREDICTIONS: dict[str, Any] = {
                 {"modality": None, "code": "no_usable_modality", "message": "The item has nothing that …"},
             ],
         },
+    ],
+}
+
+SEARCH_REQUESTS: dict[str, Any] = {
+    "by voice": {
+        "summary": "Pictures of test items, by a sound",
+        "value": {
+            "index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx",
+            "query": {"audio": "data:audio/ogg;base64,AAAA"},
+            "modality": "image",
+            "filter": {"split": "test"},
+        },
+    },
+    "by item": {
+        "summary": "What is like an item of the index",
+        "value": {"index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx", "query": {"id": "post-3"}, "limit": 5},
+    },
+}
+
+SEARCH_RESULTS: dict[str, Any] = {
+    "object": "list",
+    "index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx",
+    "data": [
+        {
+            "id": "post-17",
+            "score": 0.71,
+            "modality": "image",
+            "label": ["animals"],
+            "split": "test",
+            "metadata": {"language": "en"},
+            "text": "A dog that barks at the sea",
+            "image_ref": "pictures/17.webp",
+            "audio_ref": None,
+        }
     ],
 }
 

@@ -11,6 +11,7 @@ TAGS = [
     {"name": "jobs", "description": "Requests and how far they are."},
     {"name": "results", "description": "What jobs leave behind: events, features, errors of items."},
     {"name": "predictions", "description": "What a model says of a few items, while the caller waits."},
+    {"name": "search", "description": "Items near another one, whatever the modality: say it, find the picture."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
     {"name": "workers", "description": "The processes that do the work."},
     {"name": "keys", "description": "API keys; for keys of scope `admin`."},
@@ -34,7 +35,7 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
     503: (
-        "Postgres, S3 or (for predictions) Redis is away",
+        "Postgres, S3 or (for predictions and searches) Redis is away",
         "server_error",
         "unavailable",
         "A server that this one needs cannot be …",

@@ -1,16 +1,19 @@
 """What a model says of a few items, while the caller waits: the modalities' lanes, then that of the model."""
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
-from starlette.concurrency import run_in_threadpool
 
 from services.gateway.deps import Services
 from services.gateway.interactive import Asking, Contents, encode, locate
 from services.gateway.sources import find_encoders, find_predictor
+from shared.errors import DeadlineError
 from shared.lanes.client import LaneClient
 from shared.lanes.messages import Encoded, Predicted, PredictRows, Rows
 from shared.predictions import Prediction, PredictionError, PredictionList, PredictionRequest
@@ -39,7 +42,7 @@ async def predict(services: Services, lanes: LaneClient, tenant: str, request: P
     Raises NotFoundError (`model_not_found`), InvalidRequestError, TooLargeError, and what the lanes raise.
     """
     deadline = time.time() + request.timeout_seconds
-    asked = await run_in_threadpool(_look_up, services, tenant, request, deadline)
+    asked = await _in_time(partial(_look_up, services, tenant, request, deadline), deadline)
     encoded = await encode(lanes, asked.contents, asked.asking)
     vectors, mask = _arrange(encoded, asked.contents, len(request.items))
     usable = np.flatnonzero(np.logical_or.reduce([np.zeros(len(request.items), np.bool_), *mask.values()]))
@@ -57,6 +60,15 @@ async def predict(services: Services, lanes: LaneClient, tenant: str, request: P
         errors = [PredictionError(modality=m, code=fault.code, message=fault.message) for m, fault in faults.items()]
         data[index].errors = [*errors, *data[index].errors]
     return PredictionList(model=request.model, data=data)
+
+
+async def _in_time(look_up: Callable[[], _Asked], deadline: float) -> _Asked:
+    """Looks up in a thread, which is left to itself at the deadline. Raises DeadlineError."""
+    try:
+        async with asyncio.timeout(deadline - time.time()):
+            return await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True)
+    except TimeoutError:
+        raise DeadlineError("What the model needs could not be looked up in time. Try again.") from None
 
 
 def _look_up(services: Services, tenant: str, request: PredictionRequest, deadline: float) -> _Asked:

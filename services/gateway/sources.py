@@ -6,10 +6,10 @@ from sqlalchemy.orm import Session
 
 from shared.catalog import Catalog
 from shared.errors import InvalidRequestError
-from shared.fine_tuning import LANGUAGE_METHODS, PredictRequest
+from shared.fine_tuning import LANGUAGE_METHODS, IndexRequest, PredictRequest
 from shared.jobs import registry, repository
 from shared.jobs.encoders import MODEL, encoder_ids
-from shared.jobs.models import Model
+from shared.jobs.models import INDEX_DIMENSION, Model
 from shared.language_models import LanguageModels, find_language_model
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality
@@ -31,9 +31,10 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
-    if not isinstance(request, PredictRequest):
+    if not isinstance(request, PredictRequest | IndexRequest):
         return request
-    model = find_predictor(session, tenant, request.model)
+    find = find_aligner if isinstance(request, IndexRequest) else find_predictor
+    model = find(session, tenant, request.model)
     if source is not None:
         _check_fit(model, source.schema)
         return request
@@ -46,6 +47,24 @@ def find_predictor(session: Session, tenant: str, id: str) -> Model:
     if model.kind not in _PREDICT:
         message = f"The model {model.id!r} is a {model.kind}; predictions need a classifier or a regressor."
         raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    return model
+
+
+def find_aligner(session: Session, tenant: str, id: str) -> Model:
+    """A model in whose space items can be searched.
+
+    Raises NotFoundError, InvalidRequestError (`unsuitable_model`, `too_many_dimensions`).
+    """
+    model = registry.find_model(session, tenant, id)
+    if model.kind != "align":
+        message = f"The model {model.id!r} is a {model.kind}; search needs one that a job of the method `align` made."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    if model.dimension > INDEX_DIMENSION:
+        message = (
+            f"The space of the model {model.id!r} has {model.dimension} dimensions; an index takes {INDEX_DIMENSION} "
+            "at most. Train one with a smaller `dimension`."
+        )
+        raise InvalidRequestError(message, code="too_many_dimensions", param="model")
     return model
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.errors import LeaseLostError
@@ -116,7 +116,10 @@ _CLAIM = text("""
 
 
 def start(session: Session, lease: Lease) -> None:
-    """Marks the beginning of processing: this is what counts as an attempt. Raises LeaseLostError."""
+    """Marks the beginning of processing: this is what counts as an attempt. Raises LeaseLostError.
+
+    Said twice (the answer to the first commit was lost with its connection), it counts once.
+    """
     if lease.stage is Stage.PLAN:
         job = lock_job(session, lease.job_id)
         if job is not None and job.status == JobStatus.QUEUED:
@@ -124,7 +127,9 @@ def start(session: Session, lease: Lease) -> None:
     changed = session.execute(
         update(Shard)
         .where(Shard.id == lease.shard_id, Shard.lease_token == lease.token)
-        .values(attempts=Shard.attempts + 1, started_at=func.clock_timestamp())
+        .values(
+            attempts=Shard.attempts + case((Shard.started_at.is_(None), 1), else_=0), started_at=func.clock_timestamp()
+        )
         .returning(Shard.id)
     ).first()
     if changed is None:

@@ -1,5 +1,5 @@
 """From a plan to a job's shards: extraction by slice and modality, fusion behind them, a fit before all if wanted,
-training behind all or prediction behind each; on a feature set that exists, these alone."""
+training behind all, or prediction or indexing behind each; on a feature set that exists, these alone."""
 
 from typing import Any
 
@@ -24,6 +24,9 @@ from shared.jobs.transitions import (
 )
 from shared.queues import Modality, Stage, queue_of
 from shared.schemas import JobStatus, JobType
+
+#: What comes after the fusion of each slice, by type of job.
+_BEHIND_EACH = {JobType.PREDICT: Stage.PREDICT, JobType.INDEX: Stage.INDEX}
 
 
 def finish_plan(session: Session, lease: Lease, plan: Plan) -> bool:
@@ -64,14 +67,15 @@ def lay_out(session: Session, job: Job, plan: Plan) -> None:
 
 
 def lay_out_on_features(session: Session, job: Job, features: Job) -> None:
-    """Inserts the shards of a job that trains or predicts on the feature set of another, which has succeeded."""
+    """Inserts the shards of a job that trains on, predicts from or indexes the feature set of a job that succeeded."""
     parts = outputs.parts(session, features.id)
     job.schema, job.items_total = features.schema, sum(part.rows for part in parts)
     if job.type == JobType.FINE_TUNE:
         rows = [_row(job, Stage.FINE_TUNE, 0, job.items_total, {"features": features.id})]
     else:
         spec = {"features": features.id}
-        rows = [_row(job, Stage.PREDICT, part.index, part.rows, spec, affinity=job.request["model"]) for part in parts]
+        stage, model = _BEHIND_EACH[JobType(job.type)], job.request["model"]
+        rows = [_row(job, stage, part.index, part.rows, spec, affinity=model) for part in parts]
     _insert(session, job, rows)
 
 
@@ -108,10 +112,11 @@ def _shards_of(job: Job, part: Slice) -> list[dict[str, Any]]:
         for m in wanted
     ]  # fmt: skip
     fusion = _row(job, Stage.FUSION, part.index, part.items, spec, waiting_on=len(wanted))
-    if job.type != JobType.PREDICT:
+    behind = _BEHIND_EACH.get(JobType(job.type))
+    if behind is None:
         return [*extraction, fusion]
     model = job.request["model"]
-    return [*extraction, fusion, _row(job, Stage.PREDICT, part.index, part.items, {}, affinity=model, waiting_on=1)]
+    return [*extraction, fusion, _row(job, behind, part.index, part.items, {}, affinity=model, waiting_on=1)]
 
 
 def _fit_shard(job: Job, modality: Modality, plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -296,6 +297,45 @@ class Model(Base):
     sha256: Mapped[str] = mapped_column(Text)
     spec: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
+
+
+#: The longest vectors that can be searched. Shorter ones end in zeros, which change no cosine.
+INDEX_DIMENSION = 512
+
+
+def _nearest(modality: str) -> Index:
+    """Hierarchical navigable small worlds (Malkov and Yashunin 2016) over one modality's vectors; nulls are not in."""
+    column = f"{modality}_vector"
+    return Index(
+        f"indexed_items_{modality}", column, postgresql_using="hnsw", postgresql_ops={column: "halfvec_cosine_ops"}
+    )
+
+
+class IndexedItem(Base):
+    """An item that can be searched: its modalities' vectors in the space of an `align` model, and what filters need.
+
+    It lives as long as the shard of the index job that wrote it.
+    """
+
+    __tablename__ = "indexed_items"
+    __table_args__ = (
+        *(_nearest(modality) for modality in ("text", "image", "audio")),
+        # Three vectors of 1 kB: a comparison with every item must not look each of them up in another table.
+        {"postgresql_with": {"toast_tuple_target": 8160}},
+    )
+
+    job_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    item_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"), index=True)
+    text_vector: Mapped[list[float] | None] = mapped_column(HALFVEC(INDEX_DIMENSION))
+    image_vector: Mapped[list[float] | None] = mapped_column(HALFVEC(INDEX_DIMENSION))
+    audio_vector: Mapped[list[float] | None] = mapped_column(HALFVEC(INDEX_DIMENSION))
+    label: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    split: Mapped[str | None] = mapped_column(Text)
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB)
+    text: Mapped[str | None] = mapped_column(Text, doc="its beginning")
+    image_ref: Mapped[str | None] = mapped_column(Text)
+    audio_ref: Mapped[str | None] = mapped_column(Text)
 
 
 class CacheSegment(Base):

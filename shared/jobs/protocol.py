@@ -34,11 +34,16 @@ def _is_fused_otherwise(request: Mapping[str, Any]) -> bool:
     return is_new or (request.get("fusion") or {}).get("model") is not None
 
 
+def _is_index(request: Mapping[str, Any]) -> bool:
+    return request.get("type") == JobType.INDEX
+
+
 ADDED: tuple[Added, ...] = (
     *(Added(3, stage, reads_text) for stage in (Stage.PLAN, Stage.FUSION, Stage.FINE_TUNE)),
     Added(2, Stage.PLAN, _is_fused_otherwise),
     Added(2, Stage.FUSION, _is_fused_otherwise),
     *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
+    *(Added(3, stage, _is_index) for stage in (Stage.PLAN, Stage.FUSION, Stage.INDEX)),
 )
 
 #: The highest protocol that this release understands.

@@ -4,7 +4,7 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from shared import schemas
@@ -12,6 +12,7 @@ from shared.errors import ConflictError, NotFoundError
 from shared.jobs.models import Job, JobSource, Model, Shard, Worker
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.queues import Modality, Queue
+from shared.schemas import JobStatus, JobType
 
 #: Workers that said nothing for longer are not shown.
 _SEEN_WITHIN = timedelta(seconds=30)
@@ -19,7 +20,7 @@ _SEEN_WITHIN = timedelta(seconds=30)
 
 def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[schemas.ModelEntry]:
     """The tenant's models, newest first; only the one with this id if it is given."""
-    query = select(Model).where(Model.tenant == tenant).order_by(Model.id.desc())
+    query = _kept(select(Model).where(Model.tenant == tenant)).order_by(Model.id.desc())
     rows = session.scalars(query if id is None else query.where(Model.id == id))
     return [
         schemas.ModelEntry(
@@ -39,9 +40,14 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
     ]
 
 
+def _kept(query: Select[Model]) -> Select[Model]:
+    """But for the models of deleted jobs: the sweep removes them with their jobs."""
+    return query.outerjoin(Job, Job.id == Model.job_id).where(Job.deleted_at.is_(None))
+
+
 def is_needed(source_id: Any) -> ColumnElement[bool]:
     """The condition that the feature set or model with this id, or a model that came of it, is needed: by a job which
-    has not ended, or by another job's model that takes its vectors.
+    has not ended, by another job's model that takes its vectors, or by an index that is searched in its space.
 
     `source_id` may be a column of a query that this is part of: all tables here have names of their own.
     """
@@ -50,7 +56,7 @@ def is_needed(source_id: Any) -> ColumnElement[bool]:
     read = exists().where(
         (JobSource.source_id == source_id) | JobSource.source_id.in_(made),
         reader.id == JobSource.job_id,
-        reader.status.not_in(ENDED_JOBS),
+        or_(reader.status.not_in(ENDED_JOBS), _searches_with(reader, JobSource.source_id)),
     )
     takes = [user.spec["fine_tuned"]["encoders"][m.value].as_string() for m in Modality]
     built_on = exists().where(
@@ -60,13 +66,34 @@ def is_needed(source_id: Any) -> ColumnElement[bool]:
     return read.correlate_except(JobSource, reader) | built_on.correlate_except(user)
 
 
+def _searches_with(job: type[Job], source_id: Any) -> ColumnElement[bool]:
+    """The condition that a job's index needs the model: without it, nothing that is sent can be searched by."""
+    usable = (job.type == JobType.INDEX) & (job.status == JobStatus.SUCCEEDED) & job.deleted_at.is_(None)
+    searches: ColumnElement[bool] = usable & (job.request["model"].as_string() == source_id)
+    return searches
+
+
+def is_read(source_id: str) -> ColumnElement[bool]:
+    """The condition that a job which has not ended reads the feature set or model with this id."""
+    reader = aliased(Job)
+    return exists().where(
+        JobSource.source_id == source_id, reader.id == JobSource.job_id, reader.status.not_in(ENDED_JOBS)
+    )
+
+
 def find_model(session: Session, tenant: str, id: str, *, lock: bool = False, param: str = "model") -> Model:
-    """A model that a job of the tenant made; `lock`: it cannot be deleted before the end of this transaction.
+    """A model that a job of the tenant made; `lock`: neither it nor its job can be deleted before the end of this
+    transaction.
 
     Raises NotFoundError (`model_not_found`).
     """
-    query = select(Model).where(Model.id == id, Model.tenant == tenant)
-    model = session.scalar(query.with_for_update(read=True) if lock else query)
+    named = (Model.id == id) & (Model.tenant == tenant)
+    if lock:
+        session.execute(
+            select(Job.id).join(Model, Model.job_id == Job.id).where(named).with_for_update(read=True, of=Job)
+        )
+    query = _kept(select(Model).where(named))
+    model = session.scalar(query.with_for_update(read=True, of=Model) if lock else query)
     if model is None:
         raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found", param=param)
     return model
@@ -82,7 +109,7 @@ def delete_model(session: Session, tenant: str, id: str) -> None:
         raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found")
     maker = session.get(Job, model.job_id)
     if (maker is not None and maker.status not in ENDED_JOBS) or session.scalar(select(is_needed(id))):
-        message = f"A job that has not ended, or a model that takes its vectors, needs the model {id!r}."
+        message = f"A job that has not ended, a model that takes its vectors, or an index needs the model {id!r}."
         raise ConflictError(message, code="model_in_use")
     session.delete(model)
 

@@ -176,7 +176,7 @@ def delete(session: Session, tenant: str, id: str) -> None:
     if job.status not in ENDED_JOBS:
         raise ConflictError(f"The job {id!r} is {job.status}; cancel it first.", code="job_not_finished")
     if session.scalar(select(registry.is_needed(id))):
-        message = f"A job that has not ended, or a model, needs the feature set or a model of the job {id!r}."
+        message = f"A job that has not ended, a model or an index needs the feature set or a model of the job {id!r}."
         raise ConflictError(message, code="job_in_use")
     job.deleted_at, job.idempotency_key = func.clock_timestamp(), None
 

@@ -1,8 +1,8 @@
 """Trying an ended job's failed items again, in place: their slices' shards go back, and with them what they counted.
 
 Of a slice in which an item had an error, the extraction shards of the modalities with errors run again, its fusion,
-and the training or prediction behind it; what was extracted without errors stays. Afterwards counters equal rows, as if
-those shards had never run.
+and the training, prediction or indexing behind it; what was extracted without errors stays. Afterwards counters equal
+rows, as if those shards had never run.
 """
 
 from collections import Counter, defaultdict
@@ -14,7 +14,10 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from shared.errors import ConflictError
-from shared.jobs.models import ItemError, Job, JobStage, Shard
+from shared.jobs import outputs
+from shared.jobs.models import ItemError, Job, JobSource, JobStage, Shard
+from shared.jobs.registry import find_model, is_read
+from shared.jobs.repository import find_features
 from shared.jobs.states import ENDED_JOBS, ShardState
 from shared.jobs.transitions import (
     add_event,
@@ -23,6 +26,7 @@ from shared.jobs.transitions import (
     forget_item_errors,
     set_deadline,
     set_status,
+    too_many_failed,
 )
 from shared.queues import Modality, Stage
 from shared.schemas import JobStatus
@@ -53,14 +57,17 @@ def retry(session: Session, job: Job, timeout_seconds: int | None = None) -> Non
 
     If its deadline came while its last shards ended, nothing is left to do, and it succeeds at once.
 
-    Raises ConflictError: `job_not_finished`, `job_cancelled`, or `nothing_to_retry`.
+    Raises ConflictError (`job_not_finished`, `job_cancelled`, `nothing_to_retry`, `job_in_use`, `features_changed`),
+    and NotFoundError (`features_not_found`, `model_not_found`) if what the job read is gone.
     """
     _check_ended(job)
+    _check_sources(session, job)
     faults = _faults(session, job)
     shards = _to_reset(session, job, faults)
     complete = job.status == JobStatus.FAILED and job.items_succeeded + job.items_partial > 0
     if not shards and not complete:
         raise ConflictError(f"Nothing of the job {job.id!r} failed that could be tried again.", code="nothing_to_retry")
+    _check_training(job, shards)
     _subtract(session, job, shards)
     slices = sorted({s.index for s in shards if s.stage == Stage.FUSION})
     for start in range(0, len(slices), _CHUNK):
@@ -86,6 +93,32 @@ def _check_ended(job: Job) -> None:
         raise ConflictError(message, code="job_not_finished")
 
 
+def _check_sources(session: Session, job: Job) -> None:
+    """What the job reads is kept from now on; nobody reads what it wrote, and may change."""
+    if session.scalar(select(is_read(job.id))):
+        message = f"A job that has not ended needs the feature set of the job {job.id!r} as it is."
+        raise ConflictError(message, code="job_in_use")
+    for id in sorted(session.scalars(select(JobSource.source_id).where(JobSource.job_id == job.id))):
+        if id != job.request.get("features"):
+            find_model(session, job.tenant, id, lock=True)
+            continue
+        features = find_features(session, job.tenant, id, lock=True)
+        if sum(part.rows for part in outputs.parts(session, features.id)) != job.items_total:
+            message = f"The feature set of the job {id!r} has changed since; create a new job."
+            raise ConflictError(message, code="features_changed")
+
+
+def _check_training(job: Job, shards: Sequence[_Ended]) -> None:
+    """Too many items failed, and none of them is tried again: it would train as if nothing had been wrong."""
+    stages = {shard.stage for shard in shards}
+    if Stage.FINE_TUNE in stages and Stage.FUSION not in stages and too_many_failed(job):
+        message = (
+            f"{job.items_failed} of {job.items_total} items of the job {job.id!r} failed, and none can be tried again: "
+            "create a new job without them, or with a larger max_failed_fraction."
+        )
+        raise ConflictError(message, code="nothing_to_retry")
+
+
 def _faults(session: Session, job: Job) -> set[tuple[str, int]]:
     """(modality, slice) of every item error that a shard reported; modality '' is a whole item."""
     found = select(ItemError.modality, ItemError.shard_index).where(
@@ -102,7 +135,7 @@ def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[
     chosen = {r.id for r in rows if r.state in _BROKEN or (r.stage, r.index) in faults}
     per_slice = (*_EXTRACTION, Stage.FUSION)
     slices = {r.index for r in rows if r.id in chosen and r.stage in per_slice} | {index for _, index in faults}
-    behind = (Stage.FUSION, Stage.PREDICT)
+    behind = (Stage.FUSION, Stage.PREDICT, Stage.INDEX)
     return [
         r
         for r in rows
@@ -169,6 +202,7 @@ def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:
     on: dict[str, Callable[[_Ended], int]] = {
         Stage.FUSION: lambda s: extracted[s.index],
         Stage.PREDICT: lambda s: fused[s.index],
+        Stage.INDEX: lambda s: fused[s.index],
         Stage.FINE_TUNE: lambda s: fused.total(),  # noqa: ARG005
         **dict.fromkeys(_EXTRACTION, lambda s: int(s.stage in fits)),
     }

@@ -19,7 +19,7 @@ from shared.schemas import JobStatus, JobType
 _EXTRACTION = frozenset(m.value for m in Modality)
 
 #: Stages whose failed shard is the end of its job: what comes after needs them, or they are what was asked for.
-_INDISPENSABLE = frozenset({Stage.FIT.value, Stage.FINE_TUNE.value, Stage.PREDICT.value})
+_INDISPENSABLE = frozenset({Stage.FIT.value, Stage.FINE_TUNE.value, Stage.PREDICT.value, Stage.INDEX.value})
 
 
 def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
@@ -89,14 +89,19 @@ def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> Non
 
 def _fused(session: Session, job: Job, shard: Shard) -> None:
     """What waits for the features of a slice, or of all of them."""
-    if job.type == JobType.PREDICT:
-        _unblock(session, job, (Shard.stage == Stage.PREDICT.value) & (Shard.index == shard.index))
+    if job.type in {JobType.PREDICT, JobType.INDEX}:
+        _unblock(session, job, Shard.stage.in_([Stage.PREDICT, Stage.INDEX]) & (Shard.index == shard.index))
     elif job.type == JobType.FINE_TUNE:
-        if job.items_failed > job.request["max_failed_fraction"] * job.items_total:
+        if too_many_failed(job):
             message = f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows."
             fail_early(session, job, "too_many_failed_items", f"{message} See the job's errors.")
         else:
             _unblock(session, job, Shard.stage == Stage.FINE_TUNE.value)
+
+
+def too_many_failed(job: Job) -> bool:
+    """Whether a fine_tune job must not train."""
+    return bool(job.items_failed > job.request["max_failed_fraction"] * job.items_total)
 
 
 def _unblock(session: Session, job: Job, which: Any) -> None:

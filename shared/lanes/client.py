@@ -19,8 +19,11 @@ from shared.lanes.messages import (
     Encoded,
     EncodeItems,
     Failed,
+    Fused,
+    FuseRows,
     LaneAnswer,
     LaneRequest,
+    Payload,
     Predicted,
     PredictRows,
     Result,
@@ -115,6 +118,12 @@ class LaneClient:
         assert isinstance(result, Predicted)
         return result
 
+    async def fuse(self, model: str, rows: FuseRows, *, tenant: str, deadline: float) -> Fused:
+        """What the fusion of a model of the tenant's makes of vectors."""
+        result = await self._observed(Stage.PREDICT, model, rows, tenant, deadline)
+        assert isinstance(result, Fused)
+        return result
+
     async def close(self) -> None:
         """Ends the reading, fails what waits, closes the connections."""
         self._closing = True
@@ -124,9 +133,7 @@ class LaneClient:
         self._fail_all("This gateway is leaving.")
         await self._redis.aclose()
 
-    async def _observed(
-        self, stage: Stage, model: str, payload: EncodeItems | PredictRows, tenant: str, deadline: float
-    ) -> Result:
+    async def _observed(self, stage: Stage, model: str, payload: Payload, tenant: str, deadline: float) -> Result:
         began, outcome = time.perf_counter(), "cancelled"
         try:
             result = await self._ask(stage, model, payload, tenant, deadline)
@@ -138,9 +145,7 @@ class LaneClient:
             self._observe(stage, outcome, time.perf_counter() - began)
         return result
 
-    async def _ask(
-        self, stage: Stage, model: str, payload: EncodeItems | PredictRows, tenant: str, deadline: float
-    ) -> Result:
+    async def _ask(self, stage: Stage, model: str, payload: Payload, tenant: str, deadline: float) -> Result:
         request = LaneRequest(
             request_id=new_id("ask"), tenant=tenant, stage=stage, model=model, deadline=deadline,
             reply_to=self._answers, payload=payload,
@@ -150,8 +155,8 @@ class LaneClient:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = future
         try:
-            await self._push(request)
             async with asyncio.timeout(deadline - time.time()):
+                await self._push(request)
                 result = await future
         except TimeoutError:
             message = f"{model!r} did not answer in time: its workers are busy, away, or still load it. Try again."

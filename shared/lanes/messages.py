@@ -60,6 +60,17 @@ class PredictRows(BaseModel):
     contributions: bool
 
 
+class FuseRows(BaseModel):
+    """Vectors of n items to be fused by a model, as `PredictRows` has them."""
+
+    kind: Literal["fuse"] = "fuse"
+    vectors: dict[Modality, Rows]
+    mask: dict[Modality, list[bool]]
+
+
+Payload = EncodeItems | PredictRows | FuseRows
+
+
 class LaneRequest(BaseModel):
     """Something that a caller waits for, until `deadline`."""
 
@@ -69,7 +80,7 @@ class LaneRequest(BaseModel):
     model: str
     deadline: float
     reply_to: str
-    payload: Annotated[EncodeItems | PredictRows, Field(discriminator="kind")]
+    payload: Annotated[Payload, Field(discriminator="kind")]
 
 
 class Encoded(BaseModel):
@@ -90,13 +101,20 @@ class Predicted(BaseModel):
     contributions: dict[Modality, list[float]] | None
 
 
+class Fused(BaseModel):
+    """What a model's fusion makes of items in their order; of an aligning one, where they are in the shared space."""
+
+    kind: Literal["fused"] = "fused"
+    vectors: Rows
+
+
 class Failed(Fault):
     """Why there is no answer to the whole request."""
 
     kind: Literal["failed"] = "failed"
 
 
-Result = Encoded | Predicted | Failed
+Result = Encoded | Predicted | Fused | Failed
 
 
 class LaneAnswer(BaseModel):

@@ -1,9 +1,11 @@
 """`python -m shared.migrations`: schema, bucket and first API key, before the services start. Safe to repeat."""
 
 import os
+import sys
 
 from shared.db import make_engine, make_sessions
 from shared.jobs.keys import ensure_key
+from shared.migrations.check import SchemaError
 from shared.migrations.upgrade import upgrade
 from shared.observability import configure_logging, get_logger
 from shared.settings import load_settings
@@ -15,7 +17,10 @@ def main() -> None:
     settings = load_settings()
     configure_logging("migrations", settings.log_level)
     engine = make_engine(settings.database_url.get_secret_value(), application="trivium-migrations")
-    upgrade(engine)
+    try:
+        upgrade(engine)
+    except SchemaError as error:
+        sys.exit(error.message)
     make_store(settings).ensure_bucket()
     first_key = os.environ.get("TRIVIUM_FIRST_KEY")
     if first_key:

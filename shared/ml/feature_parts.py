@@ -21,7 +21,7 @@ def find_parts(sessions: Sessions, lease: Lease) -> Sequence[Part]:
     """The parts that a shard reads: of the job that its spec names (`features`), else of its own job."""
     with sessions() as session:
         found = outputs.parts(session, lease.spec.get("features", lease.job_id))
-    if lease.stage is Stage.PREDICT:
+    if lease.stage in {Stage.PREDICT, Stage.INDEX}:
         return [part for part in found if part.index == lease.index]
     return found
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
 from sqlalchemy import select
 
 from shared.catalog import load_catalog
@@ -13,7 +14,7 @@ from shared.jobs.layout import lay_out
 from shared.jobs.models import ItemError, Job
 from shared.jobs.states import ENDED_JOBS
 from shared.planning import plan_inline
-from shared.schemas import FeaturesRequest
+from shared.requests import JobRequest
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 
@@ -23,8 +24,8 @@ T = TypeVar("T")
 def submit(
     settings: Settings, sessions: Sessions, store: ObjectStore, request: Mapping[str, Any], tenant: str = "default"
 ) -> str:
-    """Plans an inline features request and lays it out; returns the job's id."""
-    validated = FeaturesRequest.model_validate(request)
+    """Plans an inline request (of type features, unless it says another) and lays it out; returns the job's id."""
+    validated: JobRequest = TypeAdapter(JobRequest).validate_python(request)
     job_id = new_id("job")
     plan = plan_inline(
         store,

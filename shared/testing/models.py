@@ -13,6 +13,7 @@ from shared.ml.multimodal import MultimodalConfig, MultimodalModel
 from shared.ml.trained import WEIGHTS, Member, Task, TrainedConfig, save_trained
 from shared.preprocessing import Preprocessing
 from shared.queues import Modality
+from shared.schemas import FusionMethod
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
 
@@ -47,13 +48,51 @@ def add_trained_model(
     )
     torch.manual_seed(0)
     files = save_trained(config, [MultimodalModel(config.members[0].model).state_dict()])
+    kind = "classifier" if classes else "regressor"
+    return _register(sessions, store, encoders, files, kind=kind, dimension=8 * len(encoders), tenant=tenant,
+                     fusion="concat", classes=names, spec=spec)  # fmt: skip
+
+
+def add_aligning_model(
+    sessions: Sessions,
+    store: ObjectStore,
+    encoders: Mapping[Modality, tuple[str, int]],
+    *,
+    dimension: int = 16,
+    tenant: str = "default",
+) -> str:
+    """Registers a model of random linear projections into one space, as an `align` job would. Returns its id."""
+    network = MultimodalConfig(
+        dimensions={m: d for m, (_, d) in encoders.items()}, outputs=None, hidden=0,
+        fusion=FusionMethod.ALIGN, parameters={"dimension": dimension},
+    )  # fmt: skip
+    config = TrainedConfig(task=Task.ALIGN, members=[Member(name="contrast", weight=1, model=network)])
+    torch.manual_seed(0)
+    files = save_trained(config, [MultimodalModel(network).state_dict()])
+    return _register(sessions, store, encoders, files, kind="align", dimension=dimension, tenant=tenant,
+                     fusion="align", classes=[], spec=None)  # fmt: skip
+
+
+def _register(
+    sessions: Sessions,
+    store: ObjectStore,
+    encoders: Mapping[Modality, tuple[str, int]],
+    files: Mapping[str, bytes],
+    *,
+    kind: str,
+    dimension: int,
+    tenant: str,
+    fusion: str,
+    classes: list[str],
+    spec: Mapping[str, Any] | None,
+) -> str:
     id, token = new_id("model"), uuid4()
     stored = {name: store.put(keys.model(id, token, name), data) for name, data in files.items()}
     row = Model(
         id=id,
         tenant=tenant,
-        kind="classifier" if classes else "regressor",
-        dimension=8 * len(encoders),
+        kind=kind,
+        dimension=dimension,
         fingerprint=stored[WEIGHTS].sha256,
         key=stored[WEIGHTS].key,
         sha256=stored[WEIGHTS].sha256,
@@ -63,8 +102,8 @@ def add_trained_model(
             "preprocessing": Preprocessing().model_dump(mode="json"),
             "fine_tuned": {
                 "encoders": {m.value: encoder for m, (encoder, _) in encoders.items()},
-                "fusions": ["concat"],
-                "classes": names,
+                "fusions": [fusion],
+                "classes": classes,
                 "multi_label": False,
                 "metrics": {},
             },

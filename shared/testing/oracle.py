@@ -44,21 +44,32 @@ def unended(sessions: Sessions) -> list[str]:
 
 def missing_objects(sessions: Sessions, store: ObjectStore) -> list[str]:
     """Objects that a row names and that are not there, or have another sha256 than the row says."""
-    with sessions() as session:
-        return [words for key, sha256 in named_objects(session, store).items() if (words := _check(store, key, sha256))]
+    named = named_objects(sessions, store)
+    return [words for key, sha256 in named.items() if (words := _check(store, key, sha256))]
 
 
 def unnamed_objects(sessions: Sessions, store: ObjectStore) -> list[str]:
     """Keys in the bucket that no row names."""
+    named = named_objects(sessions, store)
     with sessions() as session:
-        named = named_objects(session, store)
         plans = _pairs(session, select(Job.id, Job.schema["plan"].as_string()))
     found = (listed.key for prefix in _PREFIXES for listed in store.list(prefix))
     return [key for key in found if key not in named and not _belongs_to_plan(key, plans)]
 
 
-def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]:
+def named_objects(sessions: Sessions, store: ObjectStore) -> dict[str, str | None]:
     """The keys that rows name, with their sha256 where the row has it. Slices are read for the media they name."""
+    with sessions() as session:  # closed before storage is asked: Postgres ends a transaction that idles
+        named = _named_by_rows(session)
+        specs = session.scalars(select(Shard.spec).where(Shard.stage == Stage.FUSION.value)).all()
+    for spec in specs:
+        named[spec["slice"]["key"]] = spec["slice"]["sha256"]
+        for key in _media_of(store, spec):
+            named.setdefault(key, None)
+    return named
+
+
+def _named_by_rows(session: Session) -> dict[str, str | None]:
     named: dict[str, str | None] = {}
     for table_key, sha256 in ((Blob.key, Blob.sha256), (CacheSegment.key, CacheSegment.sha256)):
         named.update(_pairs(session, select(table_key, sha256)))
@@ -70,10 +81,6 @@ def named_objects(session: Session, store: ObjectStore) -> dict[str, str | None]
         named.update({file["key"]: file["sha256"] for file in spec["files"].values()})
     for schema in session.scalars(select(Job.schema).where(Job.schema.has_key("splits"))):
         named[schema["splits"]["key"]] = schema["splits"]["sha256"]
-    for spec in session.scalars(select(Shard.spec).where(Shard.stage == Stage.FUSION.value)):
-        named[spec["slice"]["key"]] = spec["slice"]["sha256"]
-        for key in _media_of(store, spec):
-            named.setdefault(key, None)
     for id, type in session.execute(select(Job.id, Job.type).where(Job.published_at.is_not(None))):
         named[keys.prediction_manifest(id) if type == JobType.PREDICT else keys.feature_manifest(id)] = None
     return named
@@ -95,7 +102,7 @@ def _of_job(session: Session, job: Job) -> Iterable[str]:
         yield from _of_stage(stage, [shard for shard in shards if shard.stage == stage.stage])
     stages = {shard.stage for shard in shards}
     # Items are counted where they come to an end: by fusion, or, on a feature set of another job, by what reads it.
-    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, Stage.PREDICT}
+    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, Stage.PREDICT, Stage.INDEX}
     fused = [shard for shard in shards if shard.stage in counting]
     for name in ("succeeded", "partial"):
         counted, summed = getattr(job, f"items_{name}"), sum(shard.result.get(name, 0) for shard in fused)

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from pathlib import Path
 import redis
 
 from deploy.local.process import Process, StartError
-from tests.chaos.points import POINTS, file_of
+from tests.chaos.points import POINTS, SERVICES, file_of, points_of
 from tests.chaos.stack import DISKS, REPLICAS, ChaosStack, keeper_of, send
 from tests.chaos.watch import Held, Watch
 from tests.chaos.workload import Workload
@@ -67,29 +67,30 @@ def kill_worker(ground: Ground, choice: random.Random, *, with_keeper: bool) -> 
 
 
 def kill_alone(ground: Ground, choice: random.Random, *, with_keeper: bool) -> int:
-    """One worker of each pool is killed, if it is busy; nothing else is done until their shards are in other hands."""
+    """A busy worker of each pool is killed; nothing else is done until their shards are in other hands."""
     found = busy_worker(ground, choice)
     if found is None:
         return 0
-    others = [pool for pool in REPLICAS if not found[0].name.startswith(pool)]
-    victims = [found[0], *(choice.choice(ground.stack.workers(pool)) for pool in others)]
-    killed = sum(_kill(ground, victim, with_keeper=with_keeper, alone=True) for victim in victims if victim.running)
+    pools = [pool for pool in REPLICAS if not found[0].name.startswith(pool)]
+    others = [choice.choice(ground.stack.workers(pool)) for pool in pools]
+    victims = [found[0], *(worker for worker in others if worker.running and ground.watch.held_by(worker.pid))]
+    killed = sum(_kill(ground, victim, with_keeper=with_keeper, alone=True) for victim in victims)
     deadline = time.monotonic() + 2 * PAST_THE_LEASE
     while ground.watch.waiting() and time.monotonic() < deadline:  # past the end of the attack too
         time.sleep(0.1)
-    ground.stack.wait_workers(REPLICAS)
+    ground.stack.wait_all_workers()
     return killed
 
 
 def _kill(ground: Ground, worker: Process, *, with_keeper: bool, alone: bool) -> int:
     pid = worker.pid
+    send(pid, signal.SIGSTOP)  # it would start another keeper; and what it holds now is what it dies with
+    held = ground.watch.held_by(pid)
     if with_keeper:
-        send(pid, signal.SIGSTOP)  # it would start another
         send(keeper_of(pid), signal.SIGKILL)
     if not send(pid, signal.SIGKILL):
         return 0
-    kind = "kill -9: worker and keeper" if with_keeper else "kill -9: worker"
-    ground.watch.died(kind, ground.watch.held_by(pid), alone=alone)
+    ground.watch.died("kill -9: worker and keeper" if with_keeper else "kill -9: worker", held, alone=alone)
     return 1
 
 
@@ -111,25 +112,14 @@ def drain_worker(ground: Ground, choice: random.Random) -> int:
     return found is not None and send(found[0].pid, signal.SIGTERM)
 
 
-def crash_at(ground: Ground, choice: random.Random, *, point: str) -> int:
-    """Whoever comes to this point next dies there."""
-    armed = file_of(ground.stack.points, point, choice.choice(POINTS[point]))
+def crash_at(ground: Ground, choice: random.Random, *, point: str, services: Sequence[str]) -> int:
+    """Whoever comes to this point next, in one of the services, dies there."""
+    armed = file_of(ground.stack.points, point, choice.choice(services))
     armed.touch()
-    deadline = time.monotonic() + 8.0
+    deadline = time.monotonic() + 20.0
     while armed.exists() and time.monotonic() < deadline and not ground.stopping.is_set():
         time.sleep(0.05)
     return _disarmed(armed)
-
-
-def crash_everywhere(ground: Ground, choice: random.Random, *, point: str) -> int:
-    """One process of every service that passes this point dies there."""
-    armed = [file_of(ground.stack.points, point, service) for service in POINTS[point]]
-    for file in armed:
-        file.touch()
-    deadline = time.monotonic() + 20.0
-    while any(file.exists() for file in armed) and time.monotonic() < deadline and not ground.stopping.is_set():
-        time.sleep(0.05)
-    return sum(_disarmed(file) for file in armed)
 
 
 def _disarmed(file: Path) -> bool:
@@ -299,7 +289,7 @@ PROCESSES: dict[str, Fault] = {
     "kill -9: dispatcher": partial(kill_service, name="dispatcher"),
     "kill -9: gateway": partial(kill_service, name="gateway"),
     "SIGTERM: worker": drain_worker,
-    **{f"crash: {point}": partial(crash_at, point=point) for point in POINTS},
+    **{f"crash: {point}": partial(crash_at, point=point, services=services) for point, services in POINTS.items()},
 }
 SERVERS: dict[str, Fault] = {
     "postgres: restart immediate": restart_postgres,
@@ -330,10 +320,16 @@ ALONE: dict[str, Fault] = {
     "kill -9: worker and keeper": partial(kill_alone, with_keeper=True),
 }
 
-#: One after the other, in every service at once: each point is sure to be met.
-EVERYWHERE: dict[str, Fault] = {f"crash: {point}": partial(crash_everywhere, point=point) for point in POINTS}
+#: What goes on at the same time, with the pause between two faults, in seconds: in every service, its points in turn.
+CRASHES: Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]] = {
+    service: (
+        {f"crash: {point}": partial(crash_at, point=point, services=[service]) for point in points_of(service)},
+        (0.5, 1.0),
+    )
+    for service in SERVICES
+}
 
-#: What goes on at the same time, with the pause between two faults, in seconds.
+#: The same, with all faults at once.
 LANES: Mapping[str, tuple[Mapping[str, Fault], tuple[float, float]]] = {
     "processes": (PROCESSES, (2.0, 6.0)),
     "servers": (SERVERS, (3.0, 8.0)),

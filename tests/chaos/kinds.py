@@ -1,42 +1,32 @@
 """The kinds of jobs that run during the chaos: each is the same job every time, so that its outcome can be compared."""
 
-import base64
 import io
 import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
-from PIL import Image
+
+from tests.chaos import training
+from tests.chaos.content import data_uri, picture, sentence, sound
 
 _HASHING = {"text": "hash-text", "image": "hash-image", "audio": "hash-audio"}
-_WORDS = [
-    "red",
-    "blue",
-    "green",
-    "bus",
-    "car",
-    "bicycle",
-    "night",
-    "morning",
-    "rain",
-    "tree",
-    "house",
-    "river",
-    "stone",
-]
-_VARIANTS = 3
+
+#: From a generator to the fields of a Kind.
+Maker = Callable[[np.random.Generator], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One job: what is submitted, inline (`items`) or as a file (`filename`, `content`), and how."""
+    """One job: what is submitted, inline (`items`) or as a file (`filename`, `content`), and how.
+
+    `given`: what its request has of the foundation (see `make_foundation`): `features`, `model`.
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -44,33 +34,41 @@ class Kind:
     filename: str = ""
     content: bytes = b""
     tenant: str = "default"
-    tags: frozenset[str] = field(default_factory=frozenset)
+    tags: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
 
 
 def make_kinds() -> list[Kind]:
     """All kinds, in variants of other content."""
-    makers: tuple[Callable[[np.random.Generator], dict[str, Any]], ...] = (
+    features: tuple[Maker, ...] = (
         _inline_mixed, _inline_planned_later, _jsonl, _tar, _zip, _parquet, _word2vec, _all_bad, _cancelled,
     )  # fmt: skip
-    kinds = []
-    for variant in range(_VARIANTS):
-        for number, maker in enumerate(makers):
-            random = np.random.default_rng([variant, number])
-            name = maker.__name__.strip("_").replace("_", " ")
-            tenant = "default" if (variant + number) % 2 else "other"
-            kinds.append(Kind(name=f"{name} {variant}", tenant=tenant, **maker(random)))
-    return kinds
+    return [
+        *(_kind(maker, variant, ("other", "default")[variant]) for variant in range(2) for maker in features),
+        *(_kind(maker, 0, "default") for maker in training.MAKERS),
+    ]
+
+
+def make_foundation() -> dict[str, Kind]:
+    """What jobs on a feature set and with a model need, in the order in which it is made: `features`, `model`."""
+    return {name: _kind(maker, 0, "default") for name, maker in training.FOUNDATION.items()}
+
+
+def _kind(maker: Maker, variant: int, tenant: str) -> Kind:
+    name = maker.__name__.strip("_")
+    random = np.random.default_rng([variant, *name.encode()])
+    return Kind(name=f"{name.replace('_', ' ')} {variant}", tenant=tenant, **maker(random))
 
 
 def _inline_mixed(random: np.random.Generator) -> dict[str, Any]:
     """Text, pictures and sounds in the request, some of them broken; planned by the gateway."""
     items: list[dict[str, Any]] = []
     for i in range(24):
-        item: dict[str, Any] = {"id": f"item-{i}", "text": _sentence(random), "label": f"class-{i % 3}"}
+        item: dict[str, Any] = {"id": f"item-{i}", "text": sentence(random), "label": f"class-{i % 3}"}
         if i % 2:
-            item["image"] = _data_uri("image/png", b"\x89PNG broken" if i == 5 else _picture(random, 12))
+            item["image"] = data_uri("image/png", b"\x89PNG broken" if i == 5 else picture(random, 12))
         if i % 3 == 0:
-            item["audio"] = _data_uri("audio/wav", b"RIFF" if i == 9 else _sound(random, 400))
+            item["audio"] = data_uri("audio/wav", b"RIFF" if i == 9 else sound(random, 400))
         if i == 7:
             item = {"id": "item-7", "text": "  "}
         items.append(item)
@@ -79,13 +77,13 @@ def _inline_mixed(random: np.random.Generator) -> dict[str, Any]:
 
 def _inline_planned_later(random: np.random.Generator) -> dict[str, Any]:
     """Texts over 64 KiB in all: planned by the dispatcher."""
-    items = [{"id": f"item-{i}", "text": _sentence(random, 60), "split": "train"} for i in range(240)]
+    items = [{"id": f"item-{i}", "text": sentence(random, 60), "split": "train"} for i in range(240)]
     return {"items": items, "options": {"encoders": {**_HASHING, "image": None, "audio": None}, "shard_size": 32}}
 
 
 def _jsonl(random: np.random.Generator) -> dict[str, Any]:
     """A JSONL file with a line that is no JSON and an id that comes twice."""
-    lines = [json.dumps({"id": f"line-{i}", "text": _sentence(random), "metadata": {"n": i}}) for i in range(300)]
+    lines = [json.dumps({"id": f"line-{i}", "text": sentence(random), "metadata": {"n": i}}) for i in range(300)]
     lines[40:40] = ["{not json", json.dumps({"id": "line-3", "text": "again"})]
     options = {"encoders": {**_HASHING, "image": None, "audio": None}, "fusion": {"method": "weighted"}}
     return _file("manifest.jsonl", "\n".join(lines).encode(), {**options, "shard_size": 48})
@@ -115,7 +113,7 @@ def _zip(random: np.random.Generator) -> dict[str, Any]:
 
 def _parquet(random: np.random.Generator) -> dict[str, Any]:
     """A Parquet file of texts."""
-    rows = {"id": [f"row-{i}" for i in range(200)], "text": [_sentence(random) for _ in range(200)]}
+    rows = {"id": [f"row-{i}" for i in range(200)], "text": [sentence(random) for _ in range(200)]}
     target = io.BytesIO()
     pq.write_table(pa.table(rows), target)
     options = {"encoders": {**_HASHING, "image": None, "audio": None}, "fusion": {"method": "none"}}
@@ -124,14 +122,14 @@ def _parquet(random: np.random.Generator) -> dict[str, Any]:
 
 def _word2vec(random: np.random.Generator) -> dict[str, Any]:
     """An encoder that is fitted on the job's own texts."""
-    lines = [json.dumps({"id": f"line-{i}", "text": _sentence(random)}) for i in range(120)]
+    lines = [json.dumps({"id": f"line-{i}", "text": sentence(random)}) for i in range(120)]
     encoders = {"text": "small-word2vec", "image": None, "audio": None}
     return _file("corpus.jsonl", "\n".join(lines).encode(), {"encoders": encoders, "shard_size": 24})
 
 
 def _all_bad(random: np.random.Generator) -> dict[str, Any]:
     """No item can be used: the job fails."""
-    items = [{"id": f"item-{i}", "image": _data_uri("image/png", random.bytes(40))} for i in range(12)]
+    items = [{"id": f"item-{i}", "image": data_uri("image/png", random.bytes(40))} for i in range(12)]
     options = {"encoders": {**_HASHING, "text": None, "audio": None}, "shard_size": 4}
     return {"items": items, "options": options}
 
@@ -147,13 +145,13 @@ def _media_set(random: np.random.Generator, count: int) -> dict[str, bytes]:
     for i in range(count):
         item: dict[str, Any] = {"id": f"item-{i}", "label": ["a", "b"][: i % 3]}
         if i % 4:
-            item["text"] = _sentence(random)
+            item["text"] = sentence(random)
         if i % 3:
             item["image"] = f"pictures/{i}.png"
-            members[item["image"]] = b"not a picture" if i == 4 else _picture(random, 48)
+            members[item["image"]] = b"not a picture" if i == 4 else picture(random, 48)
         if not i % 3:
             item["audio"] = f"sounds/{i}.wav"
-            members[item["audio"]] = _sound(random, 1600)
+            members[item["audio"]] = sound(random, 1600)
         if i == 11:
             item["image"] = "pictures/missing.png"
         lines.append(json.dumps(item))
@@ -162,23 +160,3 @@ def _media_set(random: np.random.Generator, count: int) -> dict[str, bytes]:
 
 def _file(filename: str, content: bytes, options: dict[str, Any]) -> dict[str, Any]:
     return {"filename": filename, "content": content, "options": options}
-
-
-def _sentence(random: np.random.Generator, words: int = 12) -> str:
-    return " ".join(random.choice(_WORDS, words)) + f" {random.integers(1_000_000)}"
-
-
-def _picture(random: np.random.Generator, size: int) -> bytes:
-    target = io.BytesIO()
-    Image.fromarray(random.integers(0, 255, (size, size, 3), np.uint8)).save(target, "PNG")
-    return target.getvalue()
-
-
-def _sound(random: np.random.Generator, samples: int) -> bytes:
-    target = io.BytesIO()
-    soundfile.write(target, random.uniform(-0.5, 0.5, samples).astype(np.float32), 16_000, format="WAV")
-    return target.getvalue()
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64," + base64.b64encode(data).decode()

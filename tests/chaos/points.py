@@ -2,7 +2,8 @@
 
 A point is armed by a file of its name in the folder CHAOS_POINTS; the process that comes by takes the file and dies as
 by SIGKILL. The hooks are wrapped around the service's functions from here: production code knows nothing of them.
-CHAOS_MODEL_SECONDS lets a batch of the hashing encoders take so long, as a model would: load without a load.
+CHAOS_MODEL_SECONDS lets a batch of the hashing encoders take so long, as a model would, CHAOS_EPOCH_SECONDS an epoch of
+training: load without a load.
 """
 
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 #: Where a service may be told to die, and which services pass there.
-WORKERS = ("text", "image", "audio", "fusion")
+WORKERS = ("text", "image", "audio", "fusion", "finetune")
+SERVICES = (*WORKERS, "dispatcher", "gateway")
 POINTS: dict[str, tuple[str, ...]] = {
-    "before object": (*WORKERS, "dispatcher", "gateway"),
-    "after object, before row": (*WORKERS, "dispatcher", "gateway"),
+    "before object": SERVICES,
+    "after object, before row": SERVICES,
     "after claim": (*WORKERS, "dispatcher"),
     "before start": (*WORKERS, "dispatcher"),
     "before commit": (*WORKERS, "dispatcher"),
@@ -27,8 +29,19 @@ POINTS: dict[str, tuple[str, ...]] = {
     "after hint": (*WORKERS, "dispatcher"),
     "before commit of a job": ("gateway",),
     "after commit of a job": ("gateway",),
+    "before commit of a checkpoint": ("finetune",),
+    "after commit of a checkpoint": ("finetune",),
+    "before commit of a model": ("text", "finetune"),
     "in a rescue": ("dispatcher",),
 }
+
+#: Training checkpoints so often, in seconds: a kill in the middle finds one.
+_CHECKPOINT_SECONDS = 0.3
+
+
+def points_of(service: str) -> list[str]:
+    """The points that a service passes."""
+    return [point for point, services in POINTS.items() if service in services]
 
 
 def file_of(folder: Path, point: str, service: str) -> Path:
@@ -74,11 +87,14 @@ def hook_everything(service: str) -> None:
         hook(repository, "create", after="before commit of a job")
         hook(submission, "_insert", after="after commit of a job")
         return
-    from shared.worker import leases, loop
+    from shared.worker import leases, loop, progress
 
     hook(leases.HeldLeases, "add", before="after claim")
     hook(engine, "start", before="before start")
     hook(engine, "finish", after="before commit")
+    hook(engine, "checkpoint", after="before commit of a checkpoint")
+    hook(progress.JobProgress, "_discard", before="after commit of a checkpoint")
+    hook(engine, "register_model", after="before commit of a model")
     hook(engine, "reclaim_expired", after="in a rescue")
     hook(loop, "finish_plan", after="before commit")
     hook(loop, "send_hints", before="after commit, before hint", after="after hint")
@@ -97,6 +113,20 @@ def slow_down(seconds: float) -> None:
     HashingEncoder.encode = slowly  # type: ignore[method-assign]
 
 
+def slow_down_training(seconds: float) -> None:
+    """An epoch takes `seconds` longer."""
+    from services.finetune import training
+
+    epoch = training.Trainer._epoch
+
+    def slowly(self: Any, *batches: Any) -> None:
+        time.sleep(seconds)
+        epoch(self, *batches)
+
+    training.Trainer._epoch = slowly  # type: ignore[method-assign]
+    training.CHECKPOINT_SECONDS = _CHECKPOINT_SECONDS
+
+
 def _service() -> str:
     return sys.argv[1].rpartition(".")[2]
 
@@ -106,6 +136,8 @@ def main() -> None:
     hook_everything(_service())
     if _service() in {"text", "image", "audio"}:
         slow_down(float(os.environ.get("CHAOS_MODEL_SECONDS", "0")))
+    if _service() == "finetune":
+        slow_down_training(float(os.environ.get("CHAOS_EPOCH_SECONDS", "0")))
     runpy.run_module(sys.argv[1], run_name="__main__")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from tests.chaos.attack import Attack, Strike
+from tests.chaos.callers import Callers
 from tests.chaos.faults import ALONE
 from tests.chaos.verdict import Verdict
 from tests.chaos.watch import Recovery
@@ -58,9 +59,7 @@ def table(attack: Attack, runs: Sequence[Run], recoveries: Sequence[Recovery]) -
     return "\n".join(lines)
 
 
-def summary(
-    seed: int, attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], *, calm: Load, chaos: Load
-) -> dict[str, object]:
+def summary(attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery]) -> dict[str, object]:
     """The figures of the JSON line; `ok` decides about the exit status."""
     killed_alone = [r for r in recoveries if r.alone]
     alone = [r.seconds for r in killed_alone if r.seconds is not None]
@@ -71,7 +70,6 @@ def summary(
     late = (killed and not killed_alone) or any(r.seconds is None or r.seconds > RECOVERY_LIMIT for r in killed_alone)
     return {
         "ok": verdict.good and not late and not attack.broken,
-        "seed": seed,
         "faults": sum(strike.times for strike in attack.strikes),
         "lost": len(verdict.lost),
         "doubled": len(verdict.doubled),
@@ -85,19 +83,34 @@ def summary(
         "free_again_s_max": round(max(free), 1) if free else None,
         "recovery_amid_faults_s_median": round(median(mixed), 1) if mixed else None,
         "recovery_amid_faults_s_max": round(max(mixed), 1) if mixed else None,
+        "trainings_killed_midway": sum(r.held.midway for r in recoveries),
+    }
+
+
+def load(calm: Load, chaos: Load, callers: Callers) -> dict[str, object]:
+    """The figures of the JSON line that say what was worked off, and how callers fared who wait."""
+    return {
         "jobs": chaos.jobs,
         "calm_items_per_s": calm.items_per_second,
         "chaos_items_per_s": chaos.items_per_second,
         "calm_jobs_per_s": calm.jobs_per_second,
         "chaos_jobs_per_s": chaos.jobs_per_second,
+        "predictions": callers.ended["answered"],
+        "predictions_refused": callers.ended["refused"],
+        "predictions_cut_off": callers.ended["cut off"],
     }
 
 
-def findings(attack: Attack, verdict: Verdict, most: int = 20) -> str:
+def findings(attack: Attack, verdict: Verdict, recoveries: Sequence[Recovery], most: int = 20) -> str:
     """Everything that was found, some of each."""
+    slow = [
+        f"shard {r.held.shard_id} after {r.kind}: free after {r.free} s, in other hands after {r.seconds} s"
+        for r in recoveries
+        if r.alone and (r.seconds is None or r.seconds > RECOVERY_LIMIT)
+    ]
     lists = {
         "LOST": verdict.lost, "DOUBLED": verdict.doubled, "STUCK": verdict.stuck, "WRONG": verdict.wrong,
-        "LEFT BEHIND": verdict.left_behind, "BROKEN FAULTS": attack.broken,
+        "LEFT BEHIND": verdict.left_behind, "SLOW": slow, "BROKEN FAULTS": attack.broken,
     }  # fmt: skip
     return "\n".join(f"{name} {words}" for name, found in lists.items() for words in found[:most])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from deploy.local.supervisor import Backoff
 from tests.chaos.proxy import Proxy
 
 DIMENSION = 16
-REPLICAS = {"text": 2, "image": 2, "audio": 2, "fusion": 2}
+REPLICAS = {"text": 2, "image": 2, "audio": 2, "fusion": 2, "finetune": 2}
+#: The same by the names under which the workers of a service register.
+_REGISTERED = {{"finetune": "fine_tune"}.get(name, name): count for name, count in REPLICAS.items()}
 #: Small file systems of their own, where they can be mounted: who writes there, where, and their bytes.
 DISKS = {
     "postgres, redis and logs": ("data", 1536 * 1024**2),
@@ -27,6 +30,7 @@ DISKS = {
     "temporary files": ("tmp", 256 * 1024**2),
 }
 _MODEL_SECONDS = "0.05"
+_EPOCH_SECONDS = "0.12"
 #: Small, so that the feature cache serves some of the work and is evicted all the time.
 _CACHE_BYTES = "20000"
 
@@ -55,7 +59,9 @@ class ChaosStack(Stack):
                 "TRIVIUM_DECODE_SECONDS": "10",
                 "TMPDIR": str(self.temporary),
                 "CHAOS_POINTS": str(self.points),
+                "TRIVIUM_TORCH_THREADS": "1",  # a sum in another order would be another sum
                 "CHAOS_MODEL_SECONDS": _MODEL_SECONDS,
+                "CHAOS_EPOCH_SECONDS": _EPOCH_SECONDS,
             },
             backoff=Backoff(initial=0.5, factor=1.5, maximum=3.0),
         )
@@ -78,10 +84,17 @@ class ChaosStack(Stack):
         for proxy in self.proxies.values():
             proxy.close()
 
-    def release_disks(self) -> None:
-        """Unmounts the disks, once nothing needs what is on them."""
+    def release_disks(self, logs: Path) -> None:
+        """Unmounts the disks, once nothing needs what is on them but the logs, which go to the folder `logs`."""
+        written = self.folder.log("*").parent
+        if written.exists():
+            shutil.copytree(written, logs)
         for disk in reversed(self.disks.values()):
             subprocess.run(["umount", "-l", disk], check=False)
+
+    def wait_all_workers(self) -> None:
+        """Returns when every pool has all its workers. Raises StartError after two minutes."""
+        self.wait_workers(_REGISTERED)
 
     def workers(self, pool: str | None = None) -> list[Process]:
         """The worker processes of the pools, or of one."""

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import sys
 import time
@@ -28,24 +27,8 @@ from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing import oracle
 from shared.testing.jobs import item_errors, submit, wait_for
+from tests.chaos.conftest import MODALITIES
 from tests.chaos.poison import HARM, WORKER_MARK
-
-MODALITIES = ("text", "image", "audio")
-
-
-@pytest.fixture(scope="module")
-def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """With the deterministic encoders, and tight limits on decoding."""
-    file = tmp_path_factory.mktemp("catalog") / "encoders.json"
-    hashing = [{"id": f"hash-{m}", "modality": m, "dimension": 16, "loader": "hashing"} for m in MODALITIES]
-    file.write_text(json.dumps(hashing))
-    return {
-        **environment,
-        "TRIVIUM_ENCODERS_FILE": str(file),
-        "TRIVIUM_DECODE_SECONDS": "2",
-        "TRIVIUM_DECODE_MEMORY_BYTES": str(256 * 1024**2),
-        "TRIVIUM_IDLE_POLL_SECONDS": "0.2",
-    }
 
 
 @contextmanager

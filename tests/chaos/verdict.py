@@ -10,13 +10,14 @@ from sqlalchemy import select
 
 from services.dispatcher.steps import deletion
 from services.dispatcher.steps.context import SweepContext
-from services.dispatcher.steps.orphans import OrphanSearch
+from services.dispatcher.steps.orphans import PAGE, OrphanSearch
 from shared.db import Sessions
 from shared.jobs.models import Job, Shard
 from shared.jobs.states import ShardState
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing import oracle
+from tests.chaos.callers import Callers
 from tests.chaos.stack import processes_in
 from tests.chaos.watch import Watch
 from tests.chaos.workload import Run
@@ -52,6 +53,14 @@ def judge_runs(verdict: Verdict, runs: Iterable[Run]) -> None:
             lists.get(kind, verdict.wrong).append(f"{run.kind.name} ({run.job_id}): {problem}")
 
 
+def judge_callers(verdict: Verdict, callers: Callers) -> None:
+    """What those were told who waited for predictions."""
+    verdict.stuck += callers.hanging
+    verdict.wrong += callers.wrong
+    if not callers.ended["answered"]:
+        verdict.wrong.append("no prediction was answered")
+
+
 def judge_rows(verdict: Verdict, runs: list[Run], sessions: Sessions, watch: Watch) -> None:
     """What Postgres says: accepted jobs are there, once; everything has ended; counters are right."""
     verdict.stuck += oracle.unended(sessions)
@@ -84,7 +93,7 @@ def judge_objects(verdict: Verdict, sessions: Sessions, store: ObjectStore, sett
         pass
     verdict.orphans = len(oracle.unnamed_objects(sessions, store))
     search = OrphanSearch()
-    for _ in range(50):  # a page at a time
+    for _ in range(sum(1 for _ in store.list("")) // PAGE + 10):  # a page at a time, the last of each folder not full
         search(context, now)
     verdict.left_behind += [f"object {key}" for key in oracle.unnamed_objects(sessions, store)]
     verdict.lost += oracle.missing_objects(sessions, store)

@@ -18,10 +18,11 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Held:
-    """A lease that a worker had when it was struck."""
+    """A lease that a worker had when it was struck; `midway`: its training had left a checkpoint."""
 
     shard_id: int
     token: UUID
+    midway: bool = False
 
 
 @dataclass
@@ -62,9 +63,9 @@ class Watch:
 
     def held_by(self, pid: int) -> list[Held]:
         """What the worker with this process id holds. Empty while Postgres is away."""
-        query = select(Shard.id, Shard.lease_token).join(Worker, Worker.id == Shard.worker)
+        query = select(Shard.id, Shard.lease_token, Shard.checkpoints != {}).join(Worker, Worker.id == Shard.worker)
         rows = self._read(query.where(Worker.pid == pid, Shard.state == ShardState.LEASED))
-        return [Held(id, token) for id, token in rows or ()]
+        return [Held(*row) for row in rows or ()]
 
     def struck_items(self, pid: int) -> int:
         """Shards in a worker's hands on which another one died while it tried an item: a second death condemns it."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,10 +21,14 @@ from services.client.client import Client
 from services.client.errors import Conflict, ConnectionFailed, NotFound, RateLimited, ServerFailed, Unavailable
 from services.client.retries import Retries
 from shared.errors import TriviumError
-from shared.schemas import Job, JobStatus
-from tests.chaos.kinds import Kind
+from shared.queues import Stage
+from shared.schemas import Job, JobStatus, JobType
+from tests.chaos.kinds import Kind, make_foundation
 
 T = TypeVar("T")
+
+#: Stages that leave something to download.
+_WITH_RESULTS = frozenset({Stage.FUSION, Stage.PREDICT})
 
 #: Jobs under way at once.
 CLIENTS = 6
@@ -48,17 +52,19 @@ class Outcome:
     error_code: str | None
     counts: tuple[int, int, int, int]
     errors: tuple[tuple[str, str | None, str], ...]
+    #: sha256 of the weights of each model that it trained.
+    models: tuple[str, ...]
     table: pa.Table | None
 
     def faults(self, expected: "Outcome") -> list[str]:
         """How it differs from the expected one, in words that begin with what that is."""
         found = [
             f"wrong: {name}: {getattr(self, name)} instead of {getattr(expected, name)}"
-            for name in ("status", "error_code", "counts", "errors")
+            for name in ("status", "error_code", "counts", "errors", "models")
             if getattr(self, name) != getattr(expected, name)
         ]
         if self.ids == expected.ids and self.table != expected.table:
-            found.append("wrong: the features of some items differ")
+            found.append("wrong: the results of some items differ")
         if lost := (expected.ids - self.ids).total():
             found.append(f"lost: {lost} items have no row")
         if doubled := (self.ids - expected.ids).total():
@@ -95,10 +101,19 @@ class Workload:
         self._stopping = threading.Event()
         self.deadline = float("inf")
         self.expected: dict[str, Outcome] = {}
+        #: The ids of what is given to jobs that need it: `features` (a job), `model`.
+        self.foundation: dict[str, str] = {}
         self.runs: list[Run] = []
         #: Answers that no outage explains (500 and the like).
         self.strange: list[str] = []
         self._threads: list[threading.Thread] = []
+
+    def lay_foundation(self) -> None:
+        """Makes what jobs are given that need it, in calm; it stays. Raises TimeIsUpError."""
+        for name, kind in make_foundation().items():
+            [run] = self.calm([kind])
+            job = self._client(run).jobs.get(run.job_id or "")
+            self.foundation[name] = job.models[0] if job.models else job.id
 
     def calm(self, kinds: Sequence[Kind]) -> list[Run]:
         """Runs each kind once and takes what comes out as what is expected of it. Raises TimeIsUpError."""
@@ -160,13 +175,12 @@ class Workload:
 
     def _run(self, run: Run, choice: random.Random, *, cancel: bool) -> Job:
         client, kind = self._client(run), run.kind
-        if kind.items is not None:
-            job = self._patiently(lambda: client.jobs.create(items=kind.items, idempotency_key=run.key, **kind.options))
-        else:
-            file = self._patiently(lambda: self._upload(client, kind))
-            job = self._patiently(
-                lambda: client.jobs.create(input={"file_id": file}, idempotency_key=run.key, **kind.options)
-            )
+        options = {**kind.options, **{name: self.foundation[name] for name in kind.given}}
+        if kind.filename:
+            options["input"] = {"file_id": self._patiently(lambda: self._upload(client, kind))}
+        elif kind.items is not None:
+            options["items"] = kind.items
+        job = self._patiently(lambda: client.jobs.create(idempotency_key=run.key, **options))
         run.job_id = job.id
         if cancel:
             time.sleep(choice.uniform(0, 4))
@@ -182,7 +196,9 @@ class Workload:
             if error.error_code not in {"nothing_to_retry", "job_cancelled"}:
                 raise
             return
-        run.outcome = self._outcome(run, self._wait(client, job))
+        outcome, earlier = self._outcome(run, self._wait(client, job)), len(run.outcome.models if run.outcome else ())
+        # What is trained again is a model beside the first, and the same.
+        run.outcome = replace(outcome, models=outcome.models[earlier:] or outcome.models)
         run.retried = True
         self._compare(run)
 
@@ -201,15 +217,18 @@ class Workload:
     def _outcome(self, run: Run, job: Job) -> Outcome:
         client = self._client(run)
         errors = self._patiently(lambda: list(client.jobs.errors(job.id)))
+        trained = job.models if job.type == JobType.FINE_TUNE else []
+        models = [self._patiently(partial(client.models.get, id)) for id in trained]
         table = None
-        if job.status == JobStatus.SUCCEEDED:
+        if job.status == JobStatus.SUCCEEDED and _WITH_RESULTS & job.stages.keys():
             path = self._folder / f"{run.key}.parquet"
             self._patiently(lambda: client.jobs.results(job.id, path))
             table = pq.read_table(io.BytesIO(path.read_bytes())).replace_schema_metadata(None)
             path.unlink()
         counts = (job.items.total, job.items.succeeded, job.items.partial, job.items.failed)
         code = job.error.code if job.error else None
-        return Outcome(job.status, code, counts, tuple((e.item_id, e.modality, e.code) for e in errors), table)
+        found = tuple((e.item_id, e.modality, e.code) for e in errors)
+        return Outcome(job.status, code, counts, found, tuple(str(model.revision) for model in models), table)
 
     def _compare(self, run: Run) -> None:
         assert run.outcome is not None

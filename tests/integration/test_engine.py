@@ -302,6 +302,15 @@ def test_attempts_are_counted_and_spent(sessions: Sessions) -> None:
     assert get_job(sessions, id).status == JobStatus.SUCCEEDED
 
 
+def test_a_beginning_that_is_told_twice_is_one_attempt(sessions: Sessions) -> None:
+    """The answer to the first commit was lost with its connection."""
+    make_job(sessions, slices=1, modalities="t")
+    [lease] = claim(sessions, Queue.TEXT)
+    start(sessions, lease)
+    start(sessions, lease)
+    assert shard_of(sessions, lease).attempts == 1
+
+
 def test_claiming_or_handing_back_spends_no_attempt(sessions: Sessions) -> None:
     """An outage may hand a shard back for ever, and so may workers that leave; nobody has died."""
     make_job(sessions, slices=1, modalities="t")

@@ -1,6 +1,7 @@
 """fine_tune and predict jobs in the engine: what waits for what, what ends them, and what they keep from deletion."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ def stored(name: str) -> StoredObject:
     return StoredObject(name, hashlib.sha256(name.encode()).hexdigest(), 1)
 
 
-def make_job(sessions: Sessions, request: dict[str, Any]) -> str:
-    """A planned job of three slices with texts."""
+def make_job(sessions: Sessions, request: dict[str, Any], *, unplanned: int = 0) -> str:
+    """A planned job of three slices with texts; so many items more could not be planned."""
     schema = {
         "shard_size": ITEMS, "encoders": {"text": {"id": "hash-text", "dimension": 2}}, "fitted": [],
         "dimensions": {"text": 2, "fused": 0}, "fusion": {"method": "none"},
@@ -38,7 +39,8 @@ def make_job(sessions: Sessions, request: dict[str, Any]) -> str:
         session.add(job)
         session.flush()
         session.refresh(job)
-        lay_out(session, job, Plan(parts, schema, SLICES * ITEMS))
+        bad = [ItemFailure(100 + i, f"line-{i}", None, "invalid_json", "") for i in range(unplanned)]
+        lay_out(session, job, Plan(parts, schema, SLICES * ITEMS + unplanned, bad, unplanned))
         return job.id
 
 
@@ -238,3 +240,110 @@ def test_training_that_failed_can_be_tried_again(sessions: Sessions) -> None:
     finish(sessions, third, model=new_model())
     assert status_of(sessions, id) == (JobStatus.SUCCEEDED, None)
     assert wrong_counters(sessions) == []
+
+
+def test_items_that_cannot_be_tried_again_do_not_let_a_retry_train(sessions: Sessions) -> None:
+    """Broken lines of a manifest were too many; they are still too many."""
+    id = make_job(sessions, {"type": "fine_tune"}, unplanned=SLICES * ITEMS)
+    texts = claim(sessions, Queue.TEXT)
+    for lease in texts:
+        finish(sessions, lease)
+    fusions = claim(sessions, Queue.FUSION)
+    finish(sessions, fusions[0])
+    assert status_of(sessions, id) == (JobStatus.FAILED, "too_many_failed_items")
+    for lease in fusions[1:]:
+        finish(sessions, lease)  # they were under way
+    with pytest.raises(ConflictError, match="max_failed_fraction"), sessions.begin() as session:
+        retry(session, session.get_one(Job, id, with_for_update=True))
+    assert claim(sessions, Queue.FINE_TUNE) == []
+    assert status_of(sessions, id) == (JobStatus.FAILED, "too_many_failed_items")
+
+
+def retry_job(sessions: Sessions, id: str) -> None:
+    """As the gateway does it."""
+    with sessions.begin() as session:
+        retry(session, repository.find(session, "t", id, lock=True))
+
+
+def fail(sessions: Sessions, lease: Lease) -> None:
+    """The last attempt of a shard."""
+    with sessions.begin() as session:
+        engine.fail(session, lease, "attempt_failed", "no", max_attempts=1)
+
+
+def test_a_feature_set_does_not_change_under_who_reads_it(sessions: Sessions, features: str) -> None:
+    """Its job is not retried while another trains on it, and what failed on it is not retried once it has changed."""
+    with sessions.begin() as session:
+        lost = [ItemFailure(1, "item-1", Modality.TEXT, "x", "")]
+        engine.add_item_errors(session, features, lost, shard_index=0)
+    training_job = make_job_on(sessions, features, {"type": "fine_tune"})
+    with pytest.raises(ConflictError, match="needs"):
+        retry_job(sessions, features)
+    [training] = claim(sessions, Queue.FINE_TUNE)
+    fail(sessions, training)
+    retry_job(sessions, features)
+    with pytest.raises(ConflictError, match="running"):
+        retry_job(sessions, training_job)
+    fuse_all(sessions, succeeded=ITEMS - 1, failed=1, rows=ITEMS - 1)
+    with pytest.raises(ConflictError, match="changed"):
+        retry_job(sessions, training_job)
+    with sessions.begin() as session:
+        repository.delete(session, "t", features)
+    with pytest.raises(NotFoundError):
+        retry_job(sessions, training_job)
+
+
+@pytest.fixture
+def model(sessions: Sessions, features: str) -> tuple[str, str]:
+    """A model and the job that made it."""
+    maker, made = make_job_on(sessions, features, {"type": "fine_tune"}), new_model()
+    [training] = claim(sessions, Queue.FINE_TUNE)
+    finish(sessions, training, succeeded=training.items, model=made)
+    return made.id, maker
+
+
+def test_the_model_of_a_deleted_job_cannot_be_used(sessions: Sessions, model: tuple[str, str]) -> None:
+    """Not even before the sweep has removed it: it would be gone under the job that uses it."""
+    id, maker = model
+    with sessions.begin() as session:
+        repository.delete(session, "t", maker)
+    with sessions() as session:
+        assert id not in [entry.id for entry in registry.fitted_models(session, "t")]
+        with pytest.raises(NotFoundError):
+            registry.find_model(session, "t", id)
+
+
+def test_a_job_and_the_deletion_of_its_model_at_the_same_moment(
+    sessions: Sessions, features: str, model: tuple[str, str]
+) -> None:
+    """Whoever comes second waits for the first, and is told."""
+    id, maker = model
+    new = repository.NewJob(
+        id=new_id("job"), tenant="t", request_sha256="", features=features, model=id,
+        request={"type": "predict", "priority": 0, "metadata": {}, "features": features, "model": id},
+    )  # fmt: skip
+
+    def delete() -> None:
+        with sessions.begin() as session:
+            repository.delete(session, "t", maker)
+
+    with ThreadPoolExecutor(1) as pool, sessions.begin() as session:
+        assert repository.create(session, new) is not None
+        deletion = pool.submit(delete)
+        with pytest.raises(TimeoutError):
+            deletion.result(timeout=0.5)
+        session.commit()
+        with pytest.raises(ConflictError, match="needs"):
+            deletion.result(timeout=10)
+
+
+def test_a_retry_needs_what_the_job_needed(sessions: Sessions, features: str, model: tuple[str, str]) -> None:
+    """A model that was deleted after its reader had failed is missed at the door."""
+    id, _ = model
+    predicting = make_job_on(sessions, features, {"type": "predict", "model": id})
+    for lease in claim(sessions, Queue.FUSION):
+        fail(sessions, lease)
+    with sessions.begin() as session:
+        registry.delete_model(session, "t", id)
+    with pytest.raises(NotFoundError, match="model"):
+        retry_job(sessions, predicting)

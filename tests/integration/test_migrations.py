@@ -13,7 +13,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from deploy.local.servers import Servers
 from shared.db import Base, make_engine
@@ -127,6 +127,39 @@ def test_the_models_are_what_the_migrations_make(filled: Engine) -> None:
         assert (
             compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), Base.metadata) == []
         )
+
+
+def test_without_the_right_to_create_the_extension_it_says_who_must(empty: Engine, database: str) -> None:
+    """A user that owns the database and is no superuser, as managed servers give one."""
+    name = database.rpartition("/")[2]
+    url = make_url(database).set(username=f"{name}_owner", password="p")
+    with empty.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {name}_owner LOGIN PASSWORD 'p'"))
+        connection.execute(text(f"ALTER DATABASE {name} OWNER TO {name}_owner"))
+    owner = make_engine(url.render_as_string(hide_password=False))
+    try:
+        with pytest.raises(SchemaError, match=f"Let a superuser run CREATE EXTENSION vector in the database '{name}'"):
+            upgrade(owner)
+        with pytest.raises(SchemaError, match="has no tables yet"):
+            require_schema(empty)
+        with empty.begin() as connection:
+            connection.execute(text("CREATE EXTENSION vector"))
+        upgrade(owner)
+        require_schema(owner)
+    finally:
+        owner.dispose()
+        with empty.begin() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} OWNER TO CURRENT_USER"))
+            connection.execute(text(f"REASSIGN OWNED BY {name}_owner TO CURRENT_USER"))
+            connection.execute(text(f"DROP OWNED BY {name}_owner; DROP ROLE {name}_owner"))
+
+
+def test_a_pgvector_that_is_too_old_is_refused_in_words(empty: Engine) -> None:
+    with empty.begin() as connection:
+        connection.execute(text("CREATE EXTENSION vector"))
+        connection.execute(text("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'"))
+    with pytest.raises(SchemaError, match=r"pgvector 0\.7\.4, and search needs 0\.8"):
+        upgrade(empty)
 
 
 def test_a_start_needs_this_schema_or_a_later_one(empty: Engine) -> None:

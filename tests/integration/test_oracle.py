@@ -105,8 +105,7 @@ def test_wrong_rows_are_found(sessions: Sessions, store: ObjectStore, job: str, 
 
 def test_wrong_objects_are_found(sessions: Sessions, store: ObjectStore, job: str) -> None:
     """An object that is gone, one that holds other bytes, and one that no row names."""
-    with sessions() as session:
-        keys = sorted(oracle.named_objects(session, store).keys() & {o.key for o in store.list(f"jobs/{job}/")})
+    keys = sorted(oracle.named_objects(sessions, store).keys() & {o.key for o in store.list(f"jobs/{job}/")})
     gone, changed = [key for key in keys if "/text/" in key]
     content = store.get(gone)
     store.delete([gone])
@@ -131,7 +130,7 @@ def test_the_judges_tell_lost_from_doubled_and_wrong(sessions: Sessions, job: st
     ]  # fmt: skip
     assert f"{job} was never answered for" in judged.doubled
     assert any(words.endswith("doubled: 1 rows too many") for words in judged.doubled)
-    assert [words.partition("): ")[2] for words in judged.wrong] == ["wrong: the features of some items differ"]
+    assert [words.partition("): ")[2] for words in judged.wrong] == ["wrong: the results of some items differ"]
 
 
 def test_what_a_zombie_wrote_is_found(sessions: Sessions, job: str) -> None:
@@ -154,8 +153,8 @@ def _table(ids: list[str], value: float) -> pa.Table:
 
 def _compared(ids: list[str], value: float = 1.0) -> Run:
     """A run that came to these rows, compared with one that came to a, b and c."""
-    expected = Outcome(JobStatus.SUCCEEDED, None, (3, 3, 0, 0), (), _table(["a", "b", "c"], 1.0))
+    expected = Outcome(JobStatus.SUCCEEDED, None, (3, 3, 0, 0), (), (), _table(["a", "b", "c"], 1.0))
     run = Run(KIND, time.monotonic(), "key")
-    run.outcome = Outcome(JobStatus.SUCCEEDED, None, (3, 3, 0, 0), (), _table(ids, value))
+    run.outcome = Outcome(JobStatus.SUCCEEDED, None, (3, 3, 0, 0), (), (), _table(ids, value))
     run.problems += run.outcome.faults(expected)
     return run

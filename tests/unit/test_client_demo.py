@@ -14,9 +14,10 @@ from rich.console import Console
 
 from services.client.demo import report
 from services.client.demo.explore import FeatureSpace, neighbours, read_features
+from services.client.demo.find import Hits, Search, draw_sheet
 from services.client.demo.learn import Learned, Prediction, read_predictions
 from services.client.demo.picture import draw
-from services.client.demo.run import SAMPLE, Sample, find_problems
+from services.client.demo.run import SAMPLE, Sample, find_problems, find_search_problems
 from services.fusion.parquet import feature_schema, write_part
 from shared.queues import Modality
 from shared.schemas import FineTuned, Job, MediaLocation, PlannedItem
@@ -78,6 +79,7 @@ def learned(space: FeatureSpace, tmp_path: Path) -> Learned:
     )
     moved = {"text": 0.5, "image": -0.25, "audio": 0.0}
     return Learned(
+        "model-1",
         FineTuned(encoders={}, fusions=["concat"], classes=LABELS, metrics={"main_score": "accuracy", "alone": alone}),
         tmp_path,
         {id: Prediction(str(label), 0.99, moved) for id, label in zip(space.ids, space.labels, strict=True)},
@@ -167,10 +169,46 @@ def test_the_tables(space: FeatureSpace, learned: Learned) -> None:
     text = console.export_text()
     assert "45" in text, "90 items in 2 s"
     assert "🍕\ufe0f name" in text
-    assert text.count("fused") == 2 + 3 + 2, "in two tables, once for each label, and in what stands beside it"
+    assert text.count("fused") == 2 + 3 + 1, "in two tables, once for each label, and in what stands beside it"
     assert "0.800 … 0.950" in text
     said = [line.split() for line in text.splitlines() if "99%" in line]
     assert [line[-4:] for line in said] == [["99%", "+0.50", "-0.25", "+0.00"]] * 3
+
+
+@pytest.fixture
+def search(space: FeatureSpace) -> Search:
+    """Ten pictures for each test item with a picture, its own and others of its label first."""
+    seen = [i for i in range(60, COUNT) if space.present["image"][i]]
+    results = {
+        space.ids[i]: [space.ids[j] for j in sorted(seen, key=lambda j: (j != i, j % 3 != i % 3))][:10] for i in seen
+    }
+    return Search(len(seen), Hits(1.0, 0.5), Hits(0.6, 1 / 3), 12.3, results)
+
+
+def test_the_table_and_the_sheet_of_a_search(space: FeatureSpace, search: Search, tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.search_table(search, replace(search, own=Hits(0.75, 0.5))))
+    rows = [line.split() for line in console.export_text().splitlines() if line.split()[:1] in (["voice"], ["words"])]
+    assert rows == [
+        ["voice", str(search.pictures), "100%", "50%", "60%", "33%", "12"],
+        ["words", str(search.pictures), "75%", "50%", "60%", "33%", "12"],
+    ]
+    red = io.BytesIO()
+    Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(red, "PNG")
+    draw_sheet(space, search, dict.fromkeys(space.ids, red.getvalue()), tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert (sheet == (255, 0, 0)).all(axis=2).sum() == 3 * 10 * 96 * 96, "ten pictures for one item of each label"
+
+
+def test_problems_of_a_search(space: FeatureSpace, search: Search) -> None:
+    assert find_search_problems(space, {"voice": search, "words": replace(search, own=Hits(1.0, 0.4))}) == []
+    id = next(iter(search.results))
+    wrong = replace(search, own=Hits(0.1, 0.5), results={**search.results, id: ["emoji-3"]})
+    assert find_search_problems(space, {"voice": search, "words": wrong}) == [
+        "some searches found too few pictures",
+        "a search for test items found others",
+        "pictures are found by words hardly better than by guessing",
+    ]
 
 
 class TestProblems:

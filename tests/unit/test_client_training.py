@@ -25,6 +25,7 @@ def model() -> dict[str, Any]:
         {"code": "missing_modality", "severity": "info", "message": "Not all items have image."},
         {"code": "few_test_items", "severity": "warning", "message": "The test part has [only] 12 items."},
     ]
+    tried = {"late": row(0.7, 181, 0.7, 0.7), "gated": row(0.8012, 181, 0.8012, 0.8012)}
     alone = {"fused": row(0.8012, 181, 0.8012, 0.8012), "text": row(0.6123, 160, 0.7, 0.8125)}
     return {
         "id": MODEL_ID, "kind": "classifier", "modality": None, "dimension": 384, "loader": "fine_tuned",
@@ -33,7 +34,7 @@ def model() -> dict[str, Any]:
             "encoders": {"text": "all-minilm-l6-v2", "image": "mobilenet_v2"}, "fusions": ["gated"],
             "classes": ["cat", "dog"], "metrics": {
                 "main_score": "accuracy", "items": {"train": 1000, "validation": 100, "test": 181},
-                "test": {"accuracy": 0.8012}, "alone": alone, "checks": checks,
+                "test": {"accuracy": 0.8012}, "alone": alone, "tried": tried, "checks": checks,
             },
         },
     }  # fmt: skip
@@ -123,8 +124,10 @@ class TestTraining:
         assert "train 1,000, validation 100, test 12 items" in said
         assert "fused-gated: validation loss 0.5432 in epoch 7 (1.2 s)" in said
         assert "fold 1: score 0.750" in said
-        [text, fused] = [line.split() for line in said.splitlines() if " … " in line]
+        [text, gated, late, fused] = [line.split() for line in said.splitlines() if " … " in line]
         assert text == ["text", "0.612", "0.562", "…", "0.662", "160/181", "0.700", "0.812"]
+        assert gated == ["gated", "0.801", "0.751", "…", "0.851", "181/181"]
+        assert (late[0], late[1]) == ("late", "0.700")
         assert fused == ["fused", "0.801", "0.751", "…", "0.851", "181/181"]
 
     def test_watching_as_json(self, run: Run, trained: Gateway) -> None:

@@ -307,6 +307,35 @@ class TestRequests:
         assert str(gateway.requests[1].url) == f"{URL}/v1/predictions"
         assert json.loads(gateway.requests[1].content) == {"model": MODEL_ID, "items": items, "contributions": True}
 
+    def test_an_index_and_a_search_in_it(self, run: Any, tmp_path: Path) -> None:
+        """A small sound goes with the request, a large one is uploaded before it."""
+        result = {
+            "id": "a", "score": 0.75, "modality": "image", "label": [], "split": None, "metadata": {}, "text": None,
+            "image_ref": "a.png", "audio_ref": None,
+        }  # fmt: skip
+        kind = {"filename": "x", "purpose": "user_data", "content_type": "audio/wav"}
+        file = {"id": "file-1", "bytes": 1, "created_at": 1, "sha256": "x", **kind}
+        found = httpx.Response(200, json={"index": "job-1", "data": [result]})
+        gateway = Script(httpx.Response(202, json=job()), found, httpx.Response(201, json=file), found)
+        features = "job-01k9w0b0aaaaaaaaaaaaaaaaaa"
+        run(gateway, lambda client: client.index(features, model=MODEL_ID))
+        (tmp_path / "small.wav").write_bytes(b"RIFF")
+        small = run(gateway, lambda c: c.search("job-1", audio=tmp_path / "small.wav", modality="image", limit=3))
+        assert (small.data[0].id, small.data[0].score) == ("a", 0.75)
+        run(gateway, lambda c: c.search("job-1", image=b"x" * 1024**2, filter={"label": "cat"}, timeout_seconds=20))
+        bodies = [json.loads(gateway.requests[place].content) for place in (0, 1, 3)]
+        assert bodies == [
+            {"type": "index", "features": features, "model": MODEL_ID},
+            {"index": "job-1", "query": {"audio": "data:;base64,UklGRg=="}, "modality": "image", "limit": 3,
+             "exact": False},
+            {"index": "job-1", "query": {"image": "file-1"}, "limit": 10, "filter": {"label": "cat"}, "exact": False,
+             "timeout_seconds": 20},
+        ]  # fmt: skip
+
+    def test_a_sound_that_is_not_there(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(ClientError, match="cannot be read"):
+            run(Script(), lambda client: client.search("job-1", audio=tmp_path / "none.wav"))
+
     def test_features_are_not_made_of_features(self, run: Any) -> None:
         with pytest.raises(ClientError, match="there already") as caught:
             run(Script(), lambda client: client.features("job-01k9w0c3v8e6m5j2k1x7r4t9qz"))

@@ -204,6 +204,9 @@ def test_a_regressor() -> None:
     assert found.metrics["main_score"] == "r2"
     assert table["fused"]["score"] > 0.9 > 0.7 > max(table["text"]["score"], table["image"]["score"])
     assert found.metrics["test"]["mae"] < 15
+    tried, [chosen] = found.metrics["tried"], [c["name"] for c in found.metrics["candidates"] if c["weight"]]
+    assert tried.keys() == {c["name"] for c in found.metrics["candidates"]}
+    assert tried[chosen]["score"] == table["fused"]["score"]
     line = json.loads(found.files["test_items.jsonl"].splitlines()[0])
     assert 700 < line["prediction"] < 1300
     assert sum(line["contributions"].values()) == pytest.approx(line["prediction"] - 1000, abs=10)

@@ -17,6 +17,7 @@ from shared import schemas
 from shared.predictions import PredictionList, PredictionRequest
 from shared.requests import JobRequest
 from shared.schemas import ErrorResponse, Page
+from shared.search import SearchRequest, SearchResults
 from shared.settings import Settings, SettingsError
 
 
@@ -99,6 +100,7 @@ def test_every_route_of_the_api_documents_its_errors(document: dict[str, Any]) -
         (examples.KEY, schemas.Key),
         (examples.NEW_KEY, schemas.NewKey),
         (examples.PREDICTIONS, PredictionList),
+        (examples.SEARCH_RESULTS, SearchResults),
         (examples.deleted("job", "job-1"), schemas.Deleted),
         (examples.page_of(examples.JOB), Page[schemas.Job]),
     ],
@@ -117,6 +119,11 @@ def test_example_requests_are_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", examples.PREDICTION_REQUESTS)
 def test_example_predictions_are_accepted(name: str) -> None:
     PredictionRequest.model_validate(examples.PREDICTION_REQUESTS[name]["value"])
+
+
+@pytest.mark.parametrize("name", examples.SEARCH_REQUESTS)
+def test_example_searches_are_accepted(name: str) -> None:
+    SearchRequest.model_validate(examples.SEARCH_REQUESTS[name]["value"])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What several commands share: the connection, options, and how `key=value` is read."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -46,3 +47,15 @@ def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{value!r} is not of the form KEY=VALUE", param_hint=option)
         found[key] = rest
     return found
+
+
+def json_pairs(values: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Pairs whose values are JSON, or words without quotes. Raises typer.BadParameter."""
+    return {name: _value(text) for name, text in pairs(values, option).items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

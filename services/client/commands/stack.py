@@ -50,9 +50,10 @@ def demo(
     """Run the sample dataset through the whole platform and show what came out.
 
     Starts the platform, submits 1,226 emoji (picture, words, speech), and prints shapes, rates and the nearest
-    neighbours of a few of them. Then trains a model of their groups and prints how well each modality alone and the
-    fusion do on test items, and what the model says of a few. Takes a few minutes; the exit status is 1 if anything
-    is off.
+    neighbours of a few of them. Then trains models of their groups and prints how well each modality alone and each
+    fusion do on test items, what the best says of a few, and of one that is sent on its own. At last it aligns the
+    modalities and searches pictures by voice and by words. Takes a few minutes; the exit status is 1 if anything is
+    off.
 
     Example:
 

@@ -1,6 +1,5 @@
 """`trivium train` and `trivium predict`: from labelled items to a model, and what it says of others."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from services.client.commands.creating import (
     follow,
     only_given,
 )
-from services.client.commands.options import AsJson, Connection, Metadata, connection, pairs
+from services.client.commands.options import AsJson, Connection, Metadata, connection, json_pairs, pairs
 from services.client.commands.watch import exit_unless_succeeded, watch_to_the_end
 from services.client.job_options import FineTuneOptions, PredictOptions
 from services.client.model_tables import scores_table
@@ -155,7 +154,7 @@ def train(
         method=method,
         preset=preset,
         fusion=_fusion(fusion, fusion_parameter),
-        training=_values(training, "--set") or None,
+        training=json_pairs(training, "--set") or None,
         splitting=only_given(validation=validation, test=test, folds=folds) or None,
         search=only_given(trials=trials, seconds=search_seconds) or None,
         multi_label=None if labels is None else labels == "several",
@@ -237,19 +236,7 @@ def predict(
 
 
 def _fusion(method: FusionName | None, parameters: list[str] | None) -> dict[str, Any] | None:
-    given = _values(parameters, "--fusion-parameter")
+    given = json_pairs(parameters, "--fusion-parameter")
     if method is None and given:
         raise typer.BadParameter("it is of a fusion: give --fusion, too", param_hint="--fusion-parameter")
     return None if method is None else {"method": method, "parameters": given}
-
-
-def _values(given: list[str] | None, option: str) -> dict[str, Any]:
-    """Pairs whose values are JSON, or words without quotes."""
-    return {name: _value(text) for name, text in pairs(given, option).items()}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

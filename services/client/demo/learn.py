@@ -27,6 +27,7 @@ class Prediction:
 class Learned:
     """What is known of a trained model, the folder with its files, and its predictions by item id, from `written`."""
 
+    id: str
     model: FineTuned
     folder: Path
     predictions: dict[str, Prediction]
@@ -46,18 +47,18 @@ class Learned:
 
 
 def learn(client: Client, features: Job, output_dir: Path, console: Console) -> Learned:
-    """Trains a classifier on the items of a feature set whose split is `train`, then predicts all items.
+    """Trains classifiers on the items of a feature set whose split is `train`, keeps the best, and predicts all items.
 
     Raises ClientError (`demo_failed`).
     """
-    trained = succeeded(client, client.fine_tune(features.id, preset=Preset.FAST), console)
+    trained = succeeded(client, client.fine_tune(features.id, preset=Preset.GOOD), console)
     [id] = trained.models
     model = client.models.get(id).fine_tuned
     assert model is not None
     folder = client.models.download(id, output_dir / id)
     said = succeeded(client, client.predict(features.id, model=id), console)
     written = client.jobs.results(said.id, output_dir / "predictions.parquet")
-    return Learned(model, folder, read_predictions(written), written)
+    return Learned(id, model, folder, read_predictions(written), written)
 
 
 def read_predictions(path: Path) -> dict[str, Prediction]:

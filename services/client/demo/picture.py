@@ -84,6 +84,15 @@ def _fit(places: Places) -> Places:
     return np.asarray((places - low) / np.maximum(high - low, 1e-6) * (np.array(_MAP) - _BADGE), np.float64)
 
 
+def open_picture(media: bytes, side: int) -> Image.Image:
+    """An encoded image as a square on white."""
+    with Image.open(BytesIO(media)) as image:
+        layer = image.convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
+    white = Image.new("RGB", (side, side), "white")
+    white.paste(layer, mask=layer.getchannel("A"))
+    return white
+
+
 def _badge(colour: str, media: bytes | None) -> Image.Image:
     size, ring = _BADGE * _FINE, _RING * _FINE
     badge = Image.new("RGBA", (size, size))

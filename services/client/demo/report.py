@@ -6,8 +6,10 @@ from rich.text import Text
 
 from services.client import model_tables
 from services.client.demo.explore import FUSED, FeatureSpace, neighbours
+from services.client.demo.find import FIRST, Search
 from services.client.demo.learn import Learned
 from services.client.rendering import elapsed, rate
+from shared.predictions import Prediction
 from shared.queues import Modality, Stage
 from shared.schemas import Job
 
@@ -17,6 +19,12 @@ _SHOWN_ITEMS, _SHOWN_NEIGHBOURS, _SHOWN_PREDICTIONS = 4, 3, 4
 PREDICTIONS_NOTE = (
     "[dim]The first complete test item of each of four groups. Sure: how probable the model finds what it says; then "
     "how much each modality moved that (Shapley values).[/]\n"
+)
+
+#: What has to be known to read what was found.
+SEARCH_NOTE = (
+    "[dim]Its own picture: how often it is among the ten; of its group: how many of the ten are. The voices' encoder "
+    "(mfcc-stats) hears how something is said, hardly what.[/]\n"
 )
 
 
@@ -55,8 +63,9 @@ def neighbours_table(space: FeatureSpace) -> Table:
 
 
 def scores_table(learned: Learned) -> Table:
-    """How well each modality alone and the fusion do on the test items."""
-    return _titled(model_tables.scores_table(learned.model), "Each modality alone, and fused, on test items")
+    """How well each modality alone, each fusion and the one that was taken do on the test items."""
+    title = "Each modality alone, each fusion, and the one that validation items chose: on test items"
+    return _titled(model_tables.scores_table(learned.model), title)
 
 
 def predictions_table(space: FeatureSpace, learned: Learned) -> Table:
@@ -68,6 +77,24 @@ def predictions_table(space: FeatureSpace, learned: Learned) -> Table:
         style = "green" if said.label == label else "red"
         moved = (f"{said.contributions[modality]:+.2f}" for modality in modalities)
         table.add_row(_name(space, item), label, Text(said.label, style), f"{said.probability:.0%}", *moved)
+    return table
+
+
+def prediction_line(space: FeatureSpace, item: int, said: Prediction, seconds: float) -> Text:
+    """What the model said of an item at once."""
+    [label] = said.prediction if isinstance(said.prediction, list) else [""]
+    style = "green" if label == space.labels[item] else "red"
+    sure = f" ({said.probability:.0%} sure, after {seconds * 1000:.0f} ms); it is {space.labels[item]}."
+    return Text.assemble("Asked at once what ", (_name(space, item), "bold"), " is, it says ", (label, style), sure)
+
+
+def search_table(by_voice: Search, by_words: Search) -> Table:
+    """How often pictures are found, the right one and those of the right group, beside chance."""
+    title = f"Test pictures found by test items' voices and words: the first {FIRST} of {by_voice.pictures}"
+    table = _table(title, "by", "searches", "its own picture", "by chance", "of its group", "by chance", "ms")
+    for name, search in (("voice", by_voice), ("words", by_words)):
+        shares = (search.own.found, search.own.by_chance, search.group.found, search.group.by_chance)
+        table.add_row(name, f"{len(search.results)}", *(f"{x:.0%}" for x in shares), f"{search.milliseconds:.0f}")
     return table
 
 

@@ -7,9 +7,9 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from shared.schemas import Job
 
 if TYPE_CHECKING:
     from services.client.demo.explore import FeatureSpace
+    from services.client.demo.find import Search
     from services.client.demo.learn import Learned
 
 SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
@@ -36,10 +37,11 @@ FUSION = {"method": "weighted"}
 
 @dataclass(frozen=True)
 class Sample:
-    """The sample dataset as the demo needs it: its items, and the encoded pictures by item id."""
+    """The sample dataset as the demo needs it: its items, and the encoded pictures and sounds by item id."""
 
     items: list[dict[str, Any]]
     pictures: dict[str, bytes]
+    sounds: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def read(cls) -> "Sample":
@@ -48,7 +50,15 @@ class Sample:
             content = {member.name: archive.extractfile(member) for member in archive}
             files = {name: file.read() for name, file in content.items() if file is not None}
         items = [json.loads(line) for line in files["manifest.jsonl"].splitlines()]
-        return cls(items, {item["id"]: files[item["image"]] for item in items if "image" in item})
+        pictures, sounds = (
+            {item["id"]: files[item[name]] for item in items if name in item} for name in ("image", "audio")
+        )
+        return cls(items, pictures, sounds)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts by item id."""
+        return {item["id"]: item["text"] for item in self.items if "text" in item}
 
     def count(self, modality: Modality) -> int:
         """How many items have a modality."""
@@ -93,14 +103,16 @@ def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bo
             job, features = _make_features(client, sample, output_dir, console, times)
             space = _look(job, features, console, times)
             learned = _learn(client, job, space, output_dir, console, times)
+            _ask(client, learned, space, sample, console, times)
+            found = _find(client, job, space, sample, output_dir / "found-by-voice.png", console, times)
             _draw(space, sample, output_dir / "feature-space.png", console, times)
             if keep:
                 _wait(url, console)
-        problems = find_problems(job, sample, space, learned)
+        problems = find_problems(job, sample, space, learned) + find_search_problems(space, found)
         steps = " · ".join(f"{step} {seconds:.1f} s" for step, seconds in times.steps.items())
         console.print(f"Stopped. {steps} · [bold]all together {times.total:.1f} s[/]")
         if as_json:
-            print(json.dumps(_figures(job, learned, times, problems)))
+            print(json.dumps(_figures(job, learned, found, times, problems)))
         if problems:
             raise ClientError(f"{'; '.join(problems)}. Data and logs are in {folder}.", code="demo_failed")
 
@@ -178,6 +190,39 @@ def _learn(
     return learned
 
 
+def _ask(
+    client: Client, learned: "Learned", space: "FeatureSpace", sample: Sample, console: Console, times: Times
+) -> None:
+    """Has the model say at once what an item is that took no part in training."""
+    with times.of("predict"):
+        from services.client.demo import report
+        from services.client.demo.find import predict_at_once
+
+        [item] = space.examples(1, split="test")
+        id = space.ids[item]
+        raw = next(one for one in sample.items if one["id"] == id)
+        said, seconds = predict_at_once(client, learned.id, raw, sample.pictures[id], sample.sounds[id])
+        console.print(report.prediction_line(space, item, said, seconds), end="\n\n")
+
+
+def _find(
+    client: Client, features: Job, space: "FeatureSpace", sample: Sample, path: Path, console: Console, times: Times
+) -> dict[str, "Search"]:
+    """Makes the features searchable, and says how well pictures are found by voice and by words."""
+    console.print("Aligning the modalities in one space, to search pictures by voice.\n")
+    with times.of("align"):
+        from services.client.demo import find, report
+
+        index = find.make_index(client, features, console)
+    with times.of("search"):
+        by_voice = find.search_pictures(client, index, space, Modality.AUDIO, sample.sounds)
+        by_words = find.search_pictures(client, index, space, Modality.TEXT, sample.texts)
+        find.draw_sheet(space, by_voice, sample.pictures, path)
+        console.print(report.search_table(by_voice, by_words), report.SEARCH_NOTE, sep="")
+        console.print(f"Pictures found by the first voices of six groups: [bold]{path}[/]\n")
+    return {"voice": by_voice, "words": by_words}
+
+
 def _draw(space: "FeatureSpace", sample: Sample, path: Path, console: Console, times: Times) -> None:
     with times.of("picture"):
         from services.client.demo.picture import draw
@@ -216,7 +261,23 @@ def find_problems(job: Job, sample: Sample, space: "FeatureSpace", learned: "Lea
     return problems
 
 
-def _figures(job: Job, learned: "Learned", times: Times, problems: list[str]) -> dict[str, Any]:
+def find_search_problems(space: "FeatureSpace", found: Mapping[str, "Search"]) -> list[str]:
+    """What is not as it must be with the search, in words. That voices find much is not expected: they hardly tell."""
+    lists = [(search.pictures, ids) for search in found.values() for ids in search.results.values()]
+    test = {id for id, split in zip(space.ids, space.splits, strict=True) if split == "test"}
+    problems = []
+    if any(len(set(ids)) < min(10, pictures) for pictures, ids in lists):
+        problems.append("some searches found too few pictures")
+    if not all(test.issuperset(ids) for _, ids in lists):
+        problems.append("a search for test items found others")
+    if found["words"].own.found <= 2 * found["words"].own.by_chance:
+        problems.append("pictures are found by words hardly better than by guessing")
+    return problems
+
+
+def _figures(
+    job: Job, learned: "Learned", found: Mapping[str, "Search"], times: Times, problems: list[str]
+) -> dict[str, Any]:
     """What `--json` prints: times in seconds, items per second, scores of the model on test items."""
     return {
         "ok": not problems,
@@ -233,4 +294,15 @@ def _figures(job: Job, learned: "Learned", times: Times, problems: list[str]) ->
             if stage is not Stage.PLAN
         },
         "scores": learned.scores,
+        "fusions": learned.model.metrics["tried"],
+        "pictures_found": {
+            by: {
+                "searches": len(search.results),
+                "pictures": search.pictures,
+                "own_in_first_ten": asdict(search.own),
+                "group_in_first_ten": asdict(search.group),
+                "milliseconds": round(search.milliseconds, 1),
+            }
+            for by, search in found.items()
+        },
     }

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from services.dispatcher.steps.context import SweepContext
 from shared.errors import ConflictError, NotFoundError
 from shared.jobs.files import delete_file
-from shared.jobs.models import Event, File, ItemError, Job, JobFile, Model, Shard, Worker
+from shared.jobs.models import Event, File, IndexedItem, ItemError, Job, JobFile, Model, Shard, Worker
 from shared.jobs.registry import is_needed
 from shared.jobs.states import ENDED_JOBS
 from shared.storage import keys
@@ -48,7 +48,9 @@ def retain_jobs(context: SweepContext, now: datetime) -> int:
         .with_for_update(skip_locked=True)
     )
     with context.sessions.begin() as session:
-        statement = update(Job).where(Job.id.in_(chosen)).values(deleted_at=now, idempotency_key=None)
+        ids = session.scalars(chosen).all()
+        # A job may have come to need one while it was being locked: looked at again, now that none can.
+        statement = update(Job).where(Job.id.in_(ids), ~is_needed(Job.id)).values(deleted_at=now, idempotency_key=None)
         return len(session.scalars(statement.returning(Job.id)).all())
 
 
@@ -77,7 +79,7 @@ def _delete_objects(store: ObjectStore, prefix: str) -> None:
 
 def _delete_rows(context: SweepContext, job_id: str) -> None:
     # In chunks: one cascade over millions of rows would run into the time limit of a statement, again and again.
-    for table in (ItemError, Event, Shard):
+    for table in (ItemError, Event, IndexedItem, Shard):
         while True:
             with context.sessions.begin() as session:
                 if _delete_chunk(session, table.__tablename__, job_id) < ROWS:

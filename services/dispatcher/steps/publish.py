@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from services.dispatcher.steps.context import SweepContext
@@ -35,6 +35,8 @@ def publish(context: SweepContext, now: datetime) -> int:
                 return published
             key = keys.prediction_manifest(job.id) if job.type == JobType.PREDICT else keys.feature_manifest(job.id)
             context.store.put(key, _manifest(session, job), "application/json")
+            if job.type == JobType.INDEX:  # so that the planner of searches knows how large it is
+                session.execute(text("ANALYZE indexed_items"))
             job.published_at = now
     return MOST
 

@@ -57,7 +57,7 @@ def create_job(
     ] = None,
 ) -> Job:
     """Accepts items, a manifest of them, or the feature set of an earlier job: to be turned into features
-    (`features`), to train a model on (`fine_tune`), or to apply a model to (`predict`)."""
+    (`features`), to train a model on (`fine_tune`), to apply a model to (`predict`), or to be searched (`index`)."""
     job, created = submit(services, caller.tenant, request, idempotency_key)
     if not created:
         response.status_code = 200
@@ -108,7 +108,9 @@ def cancel_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
 
 @router.post("/v1/jobs/{id}/retry", summary="Retry failed items", responses=answers(examples.JOB, 404, 409))
 def retry_job(id: str, services: ServicesDep, caller: CallerDep) -> Job:
-    """Tries again, in place, what failed of an ended job; what succeeded stays. Its time begins anew."""
+    """Tries again, in place, what failed of an ended job; what succeeded stays. Its time begins anew.
+
+    409 while a job that has not ended reads its feature set, and if the one that it reads itself has changed since."""
     with services.sessions.begin() as session:
         job = repository.find(session, caller.tenant, id, lock=True)
         retry(session, job, timeout_of(job.request.get("timeout_seconds"), services.settings.limits))

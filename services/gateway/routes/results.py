@@ -39,6 +39,9 @@ _MEDIA_TYPES = {
 }
 
 
+#: What jobs make that have results of their own only if they were given items.
+_READERS = {JobType.FINE_TUNE: "a model", JobType.INDEX: "an index"}
+
 #: As far as Postgres counts.
 _LARGEST_ID = 2**63 - 1
 
@@ -170,8 +173,8 @@ def _parts(services: Services, tenant: str, id: str, *, limit: int | None = None
         if job.status != JobStatus.SUCCEEDED:
             message = f"The job {id!r} is {job.status}; only a job that succeeded has results."
             raise ConflictError(message, code="job_not_finished")
-        if job.type == JobType.FINE_TUNE and job.request["features"] is not None:
-            message = f"The job {id!r} made a model, and no features of its own: see `models` of the job."
+        if job.type in _READERS and job.request["features"] is not None:
+            message = f"The job {id!r} made {_READERS[JobType(job.type)]} of another job's features, and none itself."
             raise NotFoundError(message, code="no_results")
         stage = outputs.result_stage(JobType(job.type))
         return outputs.parts(session, id, stage=stage, limit=limit, after=after)

@@ -28,6 +28,7 @@ from shared.jobs import engine
 from shared.jobs.keys import create_key
 from shared.jobs.models import Job
 from shared.jobs.records import Finished, ItemFailure, Lease, NewModel, StoredObject
+from shared.language_models import load_language_models
 from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
 from shared.storage import keys
@@ -53,7 +54,9 @@ def hints() -> list[set[Queue]]:
 @pytest.fixture(scope="module")
 def services(settings: Settings, sessions: Sessions, store: ObjectStore, hints: list[set[Queue]]) -> Services:
     """The gateway's services on the module's database and bucket; hints are kept instead of sent."""
-    return Services(settings, sessions, store, load_catalog(), lambda queues: hints.append(set(queues)))
+    return Services(
+        settings, sessions, store, load_catalog(), load_language_models(), lambda queues: hints.append(set(queues))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from shared.broker import make_broker
 from shared.catalog import Catalog, load_catalog
 from shared.db import Sessions
 from shared.jobs import engine
+from shared.language_models import load_language_models
 from shared.ml import tuning
 from shared.queues import Queue, Stage
 from shared.settings import Settings
@@ -48,7 +49,7 @@ def services(
 ) -> Services:
     """The gateway's, with small encoders in the catalogue."""
     specs = [*load_catalog().values(), tiny_bert(tmp_path_factory.mktemp("bert")), tiny_cnn()]
-    return Services(settings, sessions, store, Catalog(specs), lambda _: None)
+    return Services(settings, sessions, store, Catalog(specs), load_language_models(), lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ from shared.errors import DeadlineError
 from shared.jobs.models import Job
 from shared.lanes.client import LaneClient
 from shared.lanes.messages import Encoded, lane_key
+from shared.language_models import load_language_models
 from shared.planning.media import enclose
 from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
@@ -85,7 +86,9 @@ def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Serv
     """The gateway's services, with hints that reach the workers."""
     broker = make_broker(settings)
     catalog = load_catalog(settings.encoders_file)
-    return Services(settings, sessions, store, catalog, lambda queues: send_hints(broker, queues))
+    return Services(
+        settings, sessions, store, catalog, load_language_models(), lambda queues: send_hints(broker, queues)
+    )
 
 
 @contextmanager
