@@ -18,11 +18,19 @@ from shared.schemas import Job, JobEvent, Split, StageProgress
 _TRAINING_NOTES: dict[str, Callable[[dict[str, Any]], str]] = {
     "training.epoch": lambda e: f"{e['model']}: epoch {e['epoch']}, validation loss {_loss(e['validation_loss'])}",
     "training.trial": lambda e: f"trial {e['number'] + 1} ({e['candidate']}): validation loss {_loss(e['loss'])}",
+    "training.batch": lambda e: (
+        f"{e['model']}: epoch {e['epoch']}, step {e['step']} of {e['steps']}, loss {_loss(e['loss'])}, "
+        f"{e['tokens_per_second']:.0f} tokens/s"
+    ),
     "training.step": lambda e: str(e["doing"]),
 }
 #: And above it, to stay.
 _TRAINING_REMARKS: dict[str, Callable[[dict[str, Any]], Text]] = {
     "training.warning": lambda e: Text(e["message"], "yellow"),
+    "training.dry_run": lambda e: Text(
+        f"{e['part']}: {e['tokens']:,} tokens, the longest item {e['tokens_of_one']['longest']:,}; "
+        f"{e['cut']['examples']} cut, {e['left_out']['examples']} left out"
+    ),
     "training.split": lambda e: Text(", ".join(f"{part} {e[part]:,}" for part in Split if part in e) + " items"),
     "training.model": lambda e: Text(
         f"{e['model']}: validation loss {_loss(e['loss'])} in epoch {e['epoch']} ({e['seconds']:.1f} s)"

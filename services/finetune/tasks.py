@@ -8,13 +8,22 @@ from functools import partial
 from pathlib import PurePath
 
 from services.finetune.data import Dataset, read_parts
+from services.finetune.language.data import Conversations, read_conversations
+from services.finetune.modelling import Outside
 from services.finetune.recipes import Outcome, fine_tune
+from services.finetune.recipes.instruction import tune_language_model
 from shared.errors import JobError
-from shared.fine_tuning import FineTuneRequest
+from shared.fine_tuning import FineTuneRequest, reads_text
 from shared.ids import new_id
-from shared.jobs.encoders import encoder_ids
+from shared.jobs import registry
+from shared.jobs.encoders import MODEL, encoder_ids
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
+from shared.language_models import find_language_model
+from shared.language_tuning import InstructionRequest
 from shared.ml.feature_parts import find_parts, read_part
+from shared.ml.language.adapters import ADAPTER
+from shared.ml.language.loading import load_language_model
+from shared.ml.language.tuned import CONFIG, FILES, PROJECTOR
 from shared.queues import Modality, Stage
 from shared.storage import keys
 from shared.worker.context import Handler, LaneHandler, WorkerContext
@@ -23,8 +32,8 @@ from shared.worker.processes import torch_threads
 from shared.worker.progress import JobProgress
 from shared.worker.slices import read_verified
 
-#: The file of a model by which its row knows it.
-WEIGHTS = "model.safetensors"
+#: The files by which the row of a model knows it: the first of them that it has.
+WEIGHTS = ("model.safetensors", ADAPTER, PROJECTOR)
 
 _CONTENT_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
 
@@ -38,7 +47,7 @@ class FineTune:
     def load(self, lease: Lease, control: Control) -> None:
         """There is no model yet."""
 
-    def prepare(self, lease: Lease, control: Control) -> Dataset:
+    def prepare(self, lease: Lease, control: Control) -> Dataset | Conversations:
         """Reads the feature set. Raises JobError (`features_too_large`) if it does not fit into memory."""
         dimensions = {Modality(m): int(d) for m, d in lease.schema["dimensions"].items() if m != "fused"}
         parts = control.patiently(lambda: find_parts(self._context.sessions, lease))
@@ -47,6 +56,8 @@ class FineTune:
             message = f"The vectors take {size} bytes; this worker has {limit} for them. Train on fewer items."
             raise JobError(message, code="features_too_large")
         tables = (control.patiently(partial(read_part, self._context.store, part)) for part in parts)
+        if reads_text(lease.request):
+            return read_conversations(tables, dimensions)
         dataset = read_parts(tables, dimensions)
         named = lease.schema.get("splits")
         if named is None:
@@ -54,18 +65,50 @@ class FineTune:
         store = self._context.store
         return _divided(dataset, control.patiently(lambda: read_verified(store, named["key"], named["sha256"])))
 
-    def run(self, lease: Lease, prepared: Dataset, control: Control) -> Outcome:
+    def run(self, lease: Lease, prepared: Dataset | Conversations, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
-        request = FineTuneRequest.model_validate(lease.request | {"features": lease.job_id, "input": None})
+        asked = lease.request | {"features": lease.job_id, "input": None}
         progress = JobProgress(self._context, lease, control)
-        outcome = fine_tune(prepared, request, progress)
+        if isinstance(prepared, Conversations):
+            outcome = self._tune(lease, InstructionRequest.model_validate(asked), prepared, progress, control)
+        else:
+            outcome = fine_tune(prepared, FineTuneRequest.model_validate(asked), progress)
         progress.flush()
         return outcome
+
+    def _tune(
+        self, lease: Lease, request: InstructionRequest, data: Conversations, progress: JobProgress, control: Control
+    ) -> Outcome:
+        """A tuned language model. Raises JobError, if the base model cannot be loaded for one."""
+        start = self._files_of(request.language_model, lease.tenant, control)
+        id = request.language_model if start is None else json.loads(start[CONFIG])["language_model"]
+        spec = find_language_model(self._context.language_models, id)
+        progress.report("step", doing=f"loading {spec.id}")
+        training, worker = request.training, self._context.settings.worker
+        precision = worker.precision if training.precision == "auto" else training.precision
+        base = load_language_model(
+            spec, device=worker.device, precision=precision, quantization=training.quantization
+        )  # fmt: skip
+        return tune_language_model(data, request, base, Outside(progress, base.device), start=start)
+
+    def _files_of(self, id: str, tenant: str, control: Control) -> dict[str, bytes] | None:
+        """The files of a tuned model whose training goes on; None if `id` is one of the catalogue."""
+        if not id.startswith(MODEL):
+            return None
+
+        def find() -> dict[str, dict[str, str]]:
+            with self._context.sessions() as session:
+                found: dict[str, dict[str, str]] = registry.find_model(session, tenant, id).spec["files"]
+                return {name: file for name, file in found.items() if name in FILES}
+
+        files, store = control.patiently(find), self._context.store
+        return {n: control.patiently(partial(read_verified, store, f["key"], f["sha256"])) for n, f in files.items()}
 
     def store(self, lease: Lease, output: Outcome, control: Control) -> Finished:
         """Writes the model's files, and names it for the registry."""
         model_id = new_id("model")
         stored = {name: self._put(lease, model_id, name, data, control) for name, data in sorted(output.files.items())}
+        weights = next(stored[name] for name in WEIGHTS if name in stored)
         files = {name: {"key": o.key, "sha256": o.sha256, "bytes": o.bytes} for name, o in stored.items()}
         spec = {
             **output.spec,
@@ -82,11 +125,11 @@ class FineTune:
         }
         model = NewModel(
             id=model_id, kind=lease.request["method"], modality=None, dimension=int(output.spec["dimension"]),
-            fingerprint=stored[WEIGHTS].sha256, spec=spec,
+            fingerprint=weights.sha256, spec=spec,
         )  # fmt: skip
         # On the feature set of another job, nobody has counted its items in this one.
         counted = lease.items if "features" in lease.spec else 0
-        return Finished(lease, stored[WEIGHTS], items_done=lease.items, succeeded=counted, model=model)
+        return Finished(lease, weights, items_done=lease.items, succeeded=counted, model=model)
 
     def _put(self, lease: Lease, model_id: str, name: str, data: bytes, control: Control) -> StoredObject:
         key = keys.model(model_id, lease.token, name)

@@ -14,6 +14,7 @@ from services.finetune.objectives import Batch, Objective
 from services.finetune.outcome import as_json
 from services.finetune.settings import Settings
 from shared.fine_tuning import Optimizer, Schedule
+from shared.language_tuning import LanguageTraining
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.device import has_fast_bf16
 from shared.ml.multimodal import MultimodalModel
@@ -165,7 +166,7 @@ class Trainer:
         self._history, self._seconds = facts["history"], facts["seconds"]
 
 
-def rate_factor(step: int, steps: int, settings: Settings) -> float:
+def rate_factor(step: int, steps: int, settings: Settings | LanguageTraining) -> float:
     """What the learning rate is multiplied by: up from nothing in the warm-up, then as the schedule says."""
     warmup = math.ceil(settings.warmup * steps)
     if step < warmup:

@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 #: Events of the kinds that come often are written this many seconds apart; the last one is never lost.
 EVENT_SECONDS = 1.0
-_OFTEN = frozenset({"epoch", "trial"})
+_OFTEN = frozenset({"batch", "epoch", "trial"})
 
 
 class Progress(Protocol):
@@ -28,7 +28,8 @@ class Progress(Protocol):
         ...
 
     def report(self, kind: str, **facts: Any) -> None:
-        """Something happened: `split`, `warning`, `epoch`, `trial`, `model`, `step`, each with small JSON facts."""
+        """Something happened: `split`, `dry_run`, `warning`, `batch`, `epoch`, `trial`, `model`, `step`, each with
+        small JSON facts."""
         ...
 
     def save(self, name: str, state: bytes) -> None:

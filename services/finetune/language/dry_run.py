@@ -26,6 +26,11 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def with_media(self) -> "Prepared":
+        """Those that have a picture or a sound to look at."""
+        rows = [i for i, e in enumerate(self.examples) if any(one.vector is not None for one in e.media)]
+        return Prepared([self.examples[i] for i in rows], [self.encoded[i] for i in rows])
+
     @property
     def tokens(self) -> list[int]:
         """Of each."""

@@ -79,6 +79,11 @@ class LanguageTrainer:
         self.seconds, self.tokens = 0.0, 0
         self._saved = time.monotonic()
 
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
     def run(self) -> None:
         """Raises what `progress.check` raises, and JobError (`training_diverged`, `out_of_memory`)."""
         restored = self._progress.restore(RUNNING)
@@ -102,15 +107,16 @@ class LanguageTrainer:
 
     def _epoch(self, phase: Phase, state: _State, optimizer: torch.optim.Optimizer) -> None:
         training, number = self._training, state.epoch + 1
+        train = self._train if phase.everything else self._train.with_media()
         # All that is random follows from the numbers of epoch and step: it can go on in the middle of one.
         rng = generator(training.seed, phase.name, number)
-        steps = plan_steps(self._train.tokens, training, rng)
+        steps = plan_steps(train.tokens, training, rng)
         self._model.train()
         for step in range(state.step, len(steps)):
             torch.manual_seed(derived_seed(training.seed, phase.name, number, step))
             factor = rate_factor(state.epoch * len(steps) + step, phase.epochs * len(steps), training)
-            begun, tokens = time.monotonic(), sum(self._train.tokens[row] for rows in steps[step] for row in rows)
-            loss, learned = self._step(steps[step], optimizer, factor)
+            begun, tokens = time.monotonic(), sum(train.tokens[row] for rows in steps[step] for row in rows)
+            loss, learned = self._step(train, steps[step], optimizer, factor)
             seconds = time.monotonic() - begun
             state.summed, state.learned, state.step = state.summed + loss, state.learned + learned, step + 1
             self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
@@ -120,10 +126,12 @@ class LanguageTrainer:
             )  # fmt: skip
             if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
                 self._save(state, optimizer)
-        self._end_of_epoch(phase, state, optimizer.param_groups[0]["lr"])
+        last = rate_factor(number * len(steps) - 1, phase.epochs * len(steps), training)
+        self._end_of_epoch(phase, state, optimizer.param_groups[0]["peak"] * last)
 
     def _end_of_epoch(self, phase: Phase, state: _State, rate: float) -> None:
         loss = self.validation_loss()
+        _require_number(loss)
         state.epoch += 1
         entry = {
             "model": phase.name, "epoch": len(self.history) + 1, "train_loss": state.summed / state.learned,
@@ -136,28 +144,28 @@ class LanguageTrainer:
             self._best = {name: p.detach().to("cpu", copy=True) for name, p in self._parameters.items()}
         state.step, state.summed, state.learned = 0, 0.0, 0
 
-    def _step(self, passes: Sequence[Rows], optimizer: torch.optim.Optimizer, factor: float) -> tuple[float, int]:
+    def _step(
+        self, train: Prepared, passes: Sequence[Rows], optimizer: torch.optim.Optimizer, factor: float
+    ) -> tuple[float, int]:
         """One step of the optimiser: the mean over the tokens that are learned in all its passes."""
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         optimizer.zero_grad()
-        learned = sum(_learned(self._train, rows) for rows in passes)
+        learned = sum(_learned(train, rows) for rows in passes)
         total = 0.0
         for rows in passes:
             for first in range(0, len(rows), self._at_once):
                 self._progress.check()
-                total += self._backward(rows[first : first + self._at_once], learned)
-        if not math.isfinite(total):
-            message = "Training led nowhere: the loss is no number. Lower training.learning_rate."
-            raise JobError(message, code="training_diverged", param="training.learning_rate")
+                total += self._backward(train, rows[first : first + self._at_once], learned)
+        _require_number(total)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, self._training.gradient_clip)
         optimizer.step()
         return total, learned
 
-    def _backward(self, rows: Rows, learned: int) -> float:
+    def _backward(self, train: Prepared, rows: Rows, learned: int) -> float:
         try:
-            loss = self._loss(self._train, rows, packed=self._training.packing)
+            loss = self._loss(train, rows, packed=self._training.packing)
             (loss / learned).backward()  # type: ignore[no-untyped-call]  # torch's
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -221,9 +229,6 @@ class LanguageTrainer:
 
     def _put_back(self) -> None:
         """The weights of the phase's best epoch."""
-        if not self._best:
-            message = "Training led nowhere: the validation loss is no number. Lower training.learning_rate."
-            raise JobError(message, code="training_diverged", param="training.learning_rate")
         self._put(self._best)
 
     def _put(self, tensors: dict[str, Tensor]) -> None:
@@ -236,6 +241,12 @@ def _trained(model: TunedLanguageModel) -> dict[str, nn.Parameter]:
     """All that can be trained, by name."""
     adapter = {} if model.adapter is None else {f"adapter.{n}": p for n, p in model.adapter.parameters()}
     return adapter | {f"projector.{name}": p for name, p in model.projectors.named_parameters()}
+
+
+def _require_number(loss: float) -> None:
+    if not math.isfinite(loss):
+        message = "Training led nowhere: the loss is no number. Lower training.learning_rate."
+        raise JobError(message, code="training_diverged", param="training.learning_rate")
 
 
 def _learned(part: Prepared, rows: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ Hu et al., "LoRA" (ICLR 2022); Lester et al., "The power of scale for parameter-
 Liu et al., "GPT understands, too" (2021); Li and Liang, "Prefix-tuning" (ACL 2021).
 """
 
+import importlib
 import json
 import tempfile
 import warnings
@@ -120,8 +121,7 @@ def _tuner_layers(model: nn.Module) -> list[Any]:
 
 
 def _config_of(training: LanguageTraining) -> Any:
-    import peft
-
+    peft: Any = importlib.import_module("peft")
     task, virtual = "CAUSAL_LM", training.virtual_tokens
     if training.adapter is Adapter.LORA:
         return peft.LoraConfig(

@@ -100,7 +100,7 @@ def _read(spec: LanguageModelSpec, folder: Path, **options: Any) -> Any:
     import transformers
 
     vision = spec.loader == "image_text_to_text"
-    auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+    auto: Any = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
     try:
         model, report = auto.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True,
@@ -138,7 +138,8 @@ def _quantized(device: torch.device, quantization: Quantization) -> dict[str, An
         raise JobError(message, code="quantization_unavailable", param="training.quantization")
     from transformers import BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    make: Any = BitsAndBytesConfig
+    config = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return {"quantization_config": config, "device_map": {"": device}}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shared.conversations import Message, markers
 from shared.errors import JobError
 from shared.language_tuning import Adapter
-from shared.ml.language.adapters import ADAPTER_CONFIG, PeftAdapter, switch_off
+from shared.ml.language.adapters import ADAPTER, ADAPTER_CONFIG, PeftAdapter, switch_off
 from shared.ml.language.conversations import IGNORED, Encoded
 from shared.ml.language.loading import LanguageModel
 from shared.ml.language.soft_tokens import Media, Projector, ProjectorConfig
@@ -22,6 +22,9 @@ from shared.queues import Modality
 from shared.schemas import Strict
 
 PROJECTOR, CONFIG = "projector.safetensors", "config.json"
+
+#: All files of a tuned model; it may have no adapter, or no projector.
+FILES = frozenset({ADAPTER, ADAPTER_CONFIG, PROJECTOR, CONFIG})
 
 
 class TunedConfig(Strict):
