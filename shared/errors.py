@@ -4,6 +4,8 @@ Codes are part of the interface: they are stored in rows, returned over HTTP and
 Messages may change; codes may not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -28,10 +30,26 @@ class TriviumError(Exception):
         self.retry_after = retry_after
 
 
+@contextmanager
+def blaming(param: str) -> Iterator[None]:
+    """What is raised within is the fault of this field of the request, whatever its name is further inside."""
+    try:
+        yield
+    except TriviumError as error:
+        error.param = param
+        raise
+
+
 class InvalidRequestError(TriviumError):
     """The request cannot be accepted as it is; the message says what to change."""
 
     code, status, type = "invalid_request", 422, "invalid_request_error"
+
+
+class ContextLengthError(InvalidRequestError):
+    """A conversation is longer than the language model can read. 400, as users of OpenAI's interface know it."""
+
+    code, status = "context_length_exceeded", 400
 
 
 class AuthenticationError(TriviumError):

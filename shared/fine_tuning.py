@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from shared.generation import JobGeneration
+from shared.prompts import PromptTemplate
 from shared.schemas import FeatureSource, JobOptions, JobType, Strict
 
 
@@ -134,7 +136,11 @@ class FineTuneRequest(JobOptions, FeatureSource):
     """A job that trains a model on a feature set, or on items that are turned into one first."""
 
     type: Literal[JobType.FINE_TUNE]
-    method: Method = Method.CLASSIFIER
+    method: Method = Field(
+        Method.CLASSIFIER,
+        description="`classifier` learns `label`; `regressor` learns `target`, by the loss Σ(y−ŷ)²/2N (scores have MSE "
+        "without the half); `align` brings what belongs together near each other",
+    )
     preset: Preset = Preset.GOOD
     fusion: FusionChoice | None = Field(None, description="instead of those that the preset tries")
     training: Training = Field(default_factory=Training)
@@ -159,12 +165,34 @@ def reads_text(request: Mapping[str, Any]) -> bool:
     return request.get("method") in LANGUAGE_METHODS or bool(request.get("generates"))
 
 
+#: Fields of a predict job that language models alone have.
+_GENERATING = frozenset({"generation", "prompt", "generates"})
+
+
 class PredictRequest(JobOptions, FeatureSource):
     """A job that applies a model to a feature set, or to items that are turned into one first."""
 
     type: Literal[JobType.PREDICT]
-    model: str = Field(examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"])
+    model: str = Field(
+        description="of a fine_tune job, or a language model of the catalogue",
+        examples=["model-01k9w0c3v8e6m5j2k1x7r4t9qz"],
+    )
     contributions: bool = Field(True, description="how much each modality moved each prediction (Shapley values)")
+    generation: JobGeneration | None = Field(None, description="of a language model: how its answers are drawn")
+    prompt: PromptTemplate | None = Field(
+        None, description="of a language model: how an item without messages is put to it; null: as in its training"
+    )
+    generates: bool = Field(False, description="the model is a language model; filled in")
+
+    @model_validator(mode="after")
+    def _has_a_modality(self) -> Self:
+        """In place of the one of other jobs: a language model reads text itself."""
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Workers of the first release, beside which this one may run, refuse fields that they do not know.
+        return {name: value for name, value in dump(self).items() if name not in _GENERATING or value}
 
 
 class IndexRequest(JobOptions, FeatureSource):

@@ -28,6 +28,11 @@ class Stage(StrEnum):
     FINE_TUNE = "fine_tune"
     PREDICT = "predict"
     INDEX = "index"
+    GENERATE = "generate"
+
+
+#: The stages that make something of each part of a feature set, behind its fusion.
+READING = frozenset({Stage.PREDICT, Stage.GENERATE, Stage.INDEX})
 
 
 class Queue(StrEnum):
@@ -39,9 +44,11 @@ class Queue(StrEnum):
     AUDIO = "audio"
     FUSION = "fusion"
     FINE_TUNE = "fine_tune"
+    GENERATE = "generate"
 
 
-#: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test.
+#: Which service consumes each queue: exactly one, checked against `services/` and the compose file by a test. A service
+#: may have several pools, each in processes of its own.
 CONSUMERS: dict[Queue, str] = {
     Queue.PLAN: "dispatcher",
     Queue.TEXT: "text",
@@ -49,6 +56,7 @@ CONSUMERS: dict[Queue, str] = {
     Queue.AUDIO: "audio",
     Queue.FUSION: "fusion",
     Queue.FINE_TUNE: "finetune",
+    Queue.GENERATE: "finetune",
 }
 
 #: Name of the Celery task that a hint calls in each pool.

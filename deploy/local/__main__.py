@@ -19,11 +19,11 @@ def main() -> int:
 
 
 def run(data_dir: Path, port: int, replicas: Mapping[str, int]) -> int:
-    """Runs the stack in the foreground until Ctrl-C or SIGTERM; returns the exit status."""
+    """Runs the stack, with a worker that chats, in the foreground until Ctrl-C or SIGTERM; returns the exit status."""
     configure_logging("supervisor", "WARNING")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end it are KeyboardInterrupt
     try:
-        with Stack(data_dir, ports={"gateway": port}, replicas=replicas) as stack:
+        with Stack(data_dir, ports={"gateway": port}, replicas={"generate": 1, **replicas}) as stack:
             stack.wait_ready()
             _print_addresses(stack)
             while True:

@@ -28,6 +28,9 @@ class Service:
     """How a service is run."""
 
     module: str
+    arguments: tuple[str, ...] = ()
+    #: Processes, unless something else is asked for.
+    replicas: int = 1
     #: Whether it may run more than once; then its processes are called `<name>-1`, `<name>-2`, ...
     scalable: bool = True
 
@@ -40,6 +43,8 @@ SERVICES = {
     "audio": Service("services.audio"),
     "fusion": Service("services.fusion"),
     "finetune": Service("services.finetune"),
+    # Only where somebody wants to talk: it takes a few seconds of all cores to start.
+    "generate": Service("services.finetune", arguments=("generate",), replicas=0),
 }
 MIGRATIONS = "shared.migrations"
 
@@ -48,8 +53,9 @@ class Stack:
     """The platform in one data folder, from `start` (or `with`) to `stop`.
 
     `ports` fixes ports by the names `gateway`, `postgres`, `redis` and `s3`; the others are free ones, kept from run
-    to run. `replicas` says how many processes a service gets (1; 0 leaves it out). `environment` adds settings for
-    the services. The parts: `servers.postgres`, `servers.redis`, `servers.s3`, and `services["image-1"]`.
+    to run. `replicas` says how many processes a service gets (1, and none of `generate`; 0 leaves it out).
+    `environment` adds settings for the services. The parts: `servers.postgres`, `servers.redis`, `servers.s3`, and
+    `services["image-1"]`.
     """
 
     def __init__(
@@ -62,7 +68,7 @@ class Stack:
         environment: Mapping[str, str] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        self._replicas = dict.fromkeys(SERVICES, 1) | dict(replicas or {})
+        self._replicas = {name: service.replicas for name, service in SERVICES.items()} | dict(replicas or {})
         for name, count in self._replicas.items():
             _check_count(name, count)
         self.servers = Servers(data_dir, ports=ports, durable=durable)
@@ -102,7 +108,7 @@ class Stack:
         """
         self.servers.start()
         try:
-            self._process("migrations", MIGRATIONS).run(_MIGRATION_SECONDS)
+            self._process("migrations", Service(MIGRATIONS)).run(_MIGRATION_SECONDS)
             self.services.start()
             for name, count in self._replicas.items():
                 self.scale(name, count)
@@ -126,7 +132,7 @@ class Stack:
         wanted = _names(service, count)
         for name in wanted:
             if name not in self.services:
-                self.services.add(self._process(name, SERVICES[service].module)).spawn()
+                self.services.add(self._process(name, SERVICES[service])).spawn()
         for process in self.services.processes:
             if _service_of(process.name) == service and process.name not in wanted:
                 self.services.remove(process.name)
@@ -160,11 +166,11 @@ class Stack:
         lacking = {pool: count - registered.count(pool) for pool, count in counts.items()}
         return {pool: count for pool, count in lacking.items() if count > 0}
 
-    def _process(self, name: str, module: str) -> Process:
+    def _process(self, name: str, service: Service) -> Process:
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         return Process(
             name,
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", service.module, *service.arguments],
             log=self.folder.log(name),
             env={**os.environ, **self.environment, "PYTHONPATH": path},
             ready=f"{self.gateway_url}/readyz" if name == "gateway" else None,

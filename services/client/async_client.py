@@ -158,6 +158,13 @@ class AsyncPredictions(Resource):
     create = _call(requests.create_predictions)
 
 
+class AsyncChat(Resource):
+    """Conversations with language models: `client.chat`."""
+
+    create = _call(requests.create_chat)
+    stream = _iterate(flows.chat)
+
+
 class AsyncPrompts(Resource):
     """Prompts as data: `client.prompts`."""
 
@@ -210,6 +217,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._wire)
         self.models = AsyncModels(self._wire)
         self.predictions = AsyncPredictions(self._wire)
+        self.chat = AsyncChat(self._wire)
         self.prompts = AsyncPrompts(self._wire)
         self.workers = AsyncWorkers(self._wire)
         self.keys = AsyncKeys(self._wire)

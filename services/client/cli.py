@@ -6,7 +6,20 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from services.client.commands import files, jobs, keys, prompts, registry, results, search, stack, submit, train, watch
+from services.client.commands import (
+    chat,
+    files,
+    jobs,
+    keys,
+    prompts,
+    registry,
+    results,
+    search,
+    stack,
+    submit,
+    train,
+    watch,
+)
 from services.client.commands.options import Connection
 from services.client.errors import ApiError
 from services.client.rendering import messages
@@ -39,6 +52,7 @@ app.command()(train.train)
 app.command()(train.predict)
 app.command()(search.index)
 app.command()(search.search)
+app.command()(chat.chat)
 app.command()(jobs.jobs)
 app.command()(jobs.show)
 app.command("watch")(watch.watch_job)

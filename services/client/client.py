@@ -156,6 +156,13 @@ class Predictions(Resource):
     create = _call(requests.create_predictions)
 
 
+class Chat(Resource):
+    """Conversations with language models: `client.chat`."""
+
+    create = _call(requests.create_chat)
+    stream = _iterate(flows.chat)
+
+
 class Prompts(Resource):
     """Prompts as data: `client.prompts`."""
 
@@ -209,6 +216,7 @@ class Client:
         self.jobs = Jobs(self._wire)
         self.models = Models(self._wire)
         self.predictions = Predictions(self._wire)
+        self.chat = Chat(self._wire)
         self.prompts = Prompts(self._wire)
         self.workers = Workers(self._wire)
         self.keys = Keys(self._wire)

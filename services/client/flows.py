@@ -5,20 +5,22 @@ resuming and downloads are written once. A failed connection is thrown in as htt
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import httpx
+from pydantic import ValidationError
 
 from services.client import requests
-from services.client.errors import ClientError, ConnectionFailed, WaitTimeout, error_from
-from services.client.job_options import FeaturesOptions, FineTuneOptions, IndexOptions, PredictOptions
+from services.client.errors import ClientError, ConnectionFailed, ServerFailed, WaitTimeout, error_from
+from services.client.job_options import ChatOptions, FeaturesOptions, FineTuneOptions, IndexOptions, PredictOptions
 from services.client.packing import FeatureSet, Prepared, Source, prepare
 from services.client.requests import Request
 from services.client.uploads import OnBytes, Upload
-from shared.schemas import Input, Job, JobEvent, JobStatus, JobType, Page
+from shared.chat import ChatChunk
+from shared.schemas import ErrorResponse, Input, Job, JobEvent, JobStatus, JobType, Page
 
 T = TypeVar("T")
 
@@ -141,6 +143,36 @@ def events(id: str, *, after: str | None = None) -> Stream[JobEvent]:
         failures += 1
         if not (yield BackOff(failures)):
             raise ConnectionFailed(f"The events of {id} break off again and again.") from broken
+
+
+def chat(*, model: str, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]) -> Stream[ChatChunk]:
+    """How a language model goes on with a conversation, piece by piece; the last chunk has the token counts.
+
+    Raises ConnectionFailed if the answer breaks off: it is not resumed.
+    """
+    request = requests.stream_chat(model=model, messages=messages, **options)
+    response = yield from exchange(request)
+    try:
+        while (received := (yield Receive())) is not None:
+            if received.data == "[DONE]":
+                return
+            if received.data:  # else a ping
+                yield Emit(_chunk(received.data, response))
+    except httpx.TransportError as error:
+        raise connection_failed(error) from error
+    raise ConnectionFailed("The answer broke off.")
+
+
+def _chunk(data: str, response: httpx.Response) -> ChatChunk:
+    """Raises ServerFailed if it is an error instead."""
+    try:
+        return ChatChunk.model_validate_json(data)
+    except ValidationError:
+        error = ErrorResponse.model_validate_json(data).error
+        raise ServerFailed(
+            error.message, status_code=response.status_code, code=error.code,
+            request_id=response.headers.get("x-request-id"),
+        ) from None  # fmt: skip
 
 
 def wait(id: str, *, timeout: float | None = None) -> Flow[Job]:

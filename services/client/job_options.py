@@ -1,9 +1,10 @@
-"""What a job can be told besides where its items are; the gateway's defaults hold for what is left out."""
+"""What a job, or a chat, can be told besides its items; the gateway's defaults hold for what is left out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Required, TypedDict
 
 from shared.fine_tuning import FusionChoice, Method, Preset, Search, Splitting, TrainEncoder, Training
+from shared.generation import JobGeneration
 from shared.language_tuning import ContextTraining, How
 from shared.preprocessing import Preprocessing
 from shared.prompts import PromptTemplate
@@ -69,6 +70,8 @@ class PredictOptions(JobOptions, total=False):
 
     model: Required[str]
     contributions: bool
+    generation: JobGeneration | Mapping[str, Any]
+    prompt: PromptTemplate | Mapping[str, Any]
 
 
 class IndexOptions(JobOptions, total=False):
@@ -83,3 +86,15 @@ class AnyJobOptions(TrainingOptions, PromptOptions, total=False):
     fusion: Fusion | FusionChoice | Mapping[str, Any]
     model: str
     contributions: bool
+    generation: JobGeneration | Mapping[str, Any]
+
+
+class ChatOptions(TypedDict, total=False):
+    """Of a chat: how the answer is drawn, and how long one waits for its beginning."""
+
+    max_completion_tokens: int
+    temperature: float
+    top_p: float
+    stop: str | Sequence[str]
+    seed: int
+    timeout_seconds: float

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from services.client.errors import ServerFailed
-from services.client.job_options import AnyJobOptions
+from services.client.job_options import AnyJobOptions, ChatOptions
 from services.client.uploads import OnBytes, Upload, file_upload
+from shared.chat import ChatChunk, ChatCompletion
 from shared.predictions import PredictionList
 from shared.prompts import Prompt, PromptPreview, PromptTemplate
 from shared.schemas import (
@@ -234,6 +235,26 @@ def create_predictions(
 def create_search(body: Mapping[str, Any]) -> Request[SearchResults]:
     """What is near an item, at once."""
     return Request("POST", "/v1/search", SearchResults, json=body, timeout=_TRANSFER_TIMEOUT)
+
+
+def create_chat(
+    *, model: str, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
+) -> Request[ChatCompletion]:
+    """How a language model goes on with a conversation, in OpenAI's shape; pictures and sounds are parts of messages.
+
+    Raises Unavailable if the answer does not begin within `timeout_seconds`.
+    """
+    body = {"model": model, "messages": list(messages), **options}
+    return Request("POST", "/v1/chat/completions", ChatCompletion, json=body, timeout=_TRANSFER_TIMEOUT)
+
+
+def stream_chat(
+    *, model: str, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
+) -> Request[ChatChunk]:
+    """The same, piece by piece; the last chunk has the token counts."""
+    body = {"model": model, "messages": list(messages), **options}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return Request("POST", "/v1/chat/completions", ChatChunk, json=body, stream="events", timeout=_TRANSFER_TIMEOUT)
 
 
 def create_prompt(

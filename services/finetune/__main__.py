@@ -1,5 +1,7 @@
-"""Entry point: `python -m services.finetune`."""
+"""Entry point: `python -m services.finetune [generate]`."""
+
+import sys
 
 from services.finetune.worker import main
 
-main()
+main(*sys.argv[1:2])

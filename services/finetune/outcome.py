@@ -1,6 +1,5 @@
 """What a fine_tune job leaves."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,3 @@ class Outcome:
     metrics: dict[str, Any]
     spec: dict[str, Any]
     kind: str | None = None
-
-
-def as_json(value: Any) -> Any:
-    """With null for what is no number, since JSON has none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: as_json(entry) for key, entry in value.items()}
-    return [as_json(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from itertools import takewhile
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,6 +32,9 @@ _CLIENT_CLOSED = 499
 #: How pydantic writes a choice that is a member of an enum; callers know only its value.
 _MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
 
+#: In the place of an error, a member of a union: which kind of value was tried.
+_MEMBER_TAG = re.compile(r"(str|int|float|bool|(literal|list)\[.*|constrained-\w+|[A-Z]\w*)")
+
 #: More wrong fields than this are not named one by one.
 _NAMED_FIELDS = 3
 
@@ -47,14 +51,18 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def error_response(error: TriviumError, *, status: int | None = None) -> JSONResponse:
     """The answer that a deliberate error stands for."""
-    body = ErrorBody(message=error.message, type=error.type, code=error.error_code, param=error.param)
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AuthenticationError):
         headers["WWW-Authenticate"] = "Bearer"
-    content = ErrorResponse(error=body).model_dump()
-    return JSONResponse(content, status_code=status or error.status, headers=headers)
+    return JSONResponse(error_body(error).model_dump(), status_code=status or error.status, headers=headers)
+
+
+def error_body(error: TriviumError) -> ErrorResponse:
+    """A deliberate error as callers see it."""
+    body = ErrorBody(message=error.message, type=error.type, code=error.error_code, param=error.param)
+    return ErrorResponse(error=body)
 
 
 def internal_error() -> JSONResponse:
@@ -151,6 +159,8 @@ def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _path(location: Sequence[Any]) -> str | None:
-    """`("body", "features", "items", 3, "id")` → `items.3.id`: the job's type is no field on the way."""
+    """`("body", "features", "items", 3, "id")` → `items.3.id`: the job's type is no field on the way, and what kinds of
+    values a field might have is none of its name."""
     place = location[2:] if location[1:2] and location[0] == "body" and location[1] in TAGS else location[1:]
-    return ".".join(str(part) for part in place) or None
+    named = takewhile(lambda part: not _MEMBER_TAG.fullmatch(part), map(str, place))
+    return ".".join(named) or None

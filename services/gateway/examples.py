@@ -352,6 +352,58 @@ SEARCH_RESULTS: dict[str, Any] = {
     ],
 }
 
+CHAT_REQUESTS: dict[str, Any] = {
+    "words": {
+        "summary": "Words",
+        "value": {
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
+            "max_completion_tokens": 16,
+            "temperature": 0,
+        },
+    },
+    "media": {
+        "summary": "A picture and a sound, for a model that was tuned with them; streamed",
+        "value": {
+            "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"}},
+                        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+                        {"type": "text", "text": "Which animal is it?"},
+                    ],
+                }
+            ],
+            "stream": True,
+        },
+    },
+}
+
+CHAT: dict[str, Any] = {
+    "id": "chatcmpl-01k9w0f7c2b5d8g1h4j7k0m3np",
+    "object": "chat.completion",
+    "created": 1794787300,
+    "model": "model-01k9w0e1a4b7c2d5f8g3h6j9km",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Tokyo.", "refusal": None},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15},
+}
+
+CHAT_STREAM = """\
+data: {"id":"chatcmpl-…","created":1794787300,"model":"model-…","object":"chat.completion.chunk","choices":[…]}
+
+data: [DONE]
+
+"""
+
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 
 

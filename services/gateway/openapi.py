@@ -11,7 +11,11 @@ TAGS = [
     {"name": "jobs", "description": "Requests and how far they are."},
     {"name": "results", "description": "What jobs leave behind: events, features, errors of items."},
     {"name": "predictions", "description": "What a model says of a few items, while the caller waits."},
+    {"name": "embeddings", "description": "Vectors of a few inputs, while the caller waits; in OpenAI's shape."},
+    {"name": "batches", "description": "Files of requests, answered by a job; in OpenAI's shape."},
+    {"name": "fine_tuning", "description": "Instruction tuning of language models; in OpenAI's shape."},
     {"name": "search", "description": "Items near another one, whatever the modality: say it, find the picture."},
+    {"name": "chat", "description": "Conversations with language models, in OpenAI's shape."},
     {"name": "models", "description": "Encoders: those that ship, and those that jobs fitted."},
     {"name": "prompts", "description": "How items and their labels are put to models, as data with versions."},
     {"name": "workers", "description": "The processes that do the work."},
@@ -36,7 +40,7 @@ _ERRORS: dict[int, tuple[str, str, str, str]] = {
     ),
     500: ("A fault of the server", "server_error", "internal_error", "Something went wrong here; …"),
     503: (
-        "Postgres, S3 or (for predictions and searches) Redis is away",
+        "Postgres, S3 or (for predictions, searches and chat) Redis is away",
         "server_error",
         "unavailable",
         "A server that this one needs cannot be …",
@@ -68,9 +72,14 @@ def errors(*statuses: int) -> Responses:
     return documented
 
 
-def answers(example: Any, *error_statuses: int, status: int = 200, words: str = "Success") -> Responses:
-    """A JSON answer with its example, and the errors besides those that every route may give."""
-    success = {"description": words, "content": {"application/json": {"example": example}}}
+def answers(
+    example: Any, *error_statuses: int, status: int = 200, words: str = "Success", also: dict[str, Any] | None = None
+) -> Responses:
+    """A JSON answer with its example, and the errors besides those that every route may give.
+
+    `also`: answers in other media types.
+    """
+    success = {"description": words, "content": {"application/json": {"example": example}, **(also or {})}}
     return {status: success, **errors(*error_statuses)}
 
 

@@ -1,14 +1,16 @@
 """What a job is made from, beside its items: a model that says which encoders are used, a feature set that must fit."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.catalog import Catalog
-from shared.errors import InvalidRequestError
+from shared.catalog import Catalog, EncoderSpec
+from shared.errors import InvalidRequestError, NotFoundError
 from shared.fine_tuning import LANGUAGE_METHODS, IndexRequest, PredictRequest
 from shared.jobs import registry, repository
-from shared.jobs.encoders import MODEL, encoder_ids
+from shared.jobs.encoders import MODEL, encoder_ids, fitted_encoder
 from shared.jobs.models import INDEX_DIMENSION, Model
 from shared.jobs.prompts import find_prompt
 from shared.language_models import LanguageModels, find_language_model
@@ -24,7 +26,7 @@ _PREDICT = frozenset({"classifier", "regressor"})
 _FUSE = _PREDICT | {"align"}
 
 
-def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
+def settle(session: Session, tenant: str, request: JobRequest, language_models: LanguageModels) -> JobRequest:
     """The request with what its model decides: items are encoded as those were that the model was trained on; with
     prompts in the place of their ids.
 
@@ -39,20 +41,30 @@ def settle(session: Session, tenant: str, request: JobRequest) -> JobRequest:
         return request.model_copy(update=_prompts_of(session, tenant, request))
     if not isinstance(request, PredictRequest | IndexRequest):
         return request
-    find = find_aligner if isinstance(request, IndexRequest) else find_predictor
-    model = find(session, tenant, request.model)
+    if isinstance(request, IndexRequest):
+        model = find_aligner(session, tenant, request.model)
+        if source is not None:
+            _check_fit(model, source.schema, reads_text=False)
+            return request
+        return request.model_copy(update=_encoding(model, request))
+    if request.model in language_models:
+        _check_encoding(request)
+        return request.model_copy(update={"generates": True, "encoders": Encoders(text=None, image=None, audio=None)})
+    model = registry.find_model(session, tenant, request.model)
+    generates = model.kind in LANGUAGE_METHODS
+    if not generates:
+        _check_predicts(model)
+        _check_not_drawn(request)
     if source is not None:
-        _check_fit(model, source.schema)
-        return request
-    return request.model_copy(update=_encoding(model, request))
+        _check_fit(model, source.schema, reads_text=generates)
+        return request.model_copy(update={"generates": generates})
+    return request.model_copy(update={**_encoding(model, request), "generates": generates})
 
 
 def find_predictor(session: Session, tenant: str, id: str) -> Model:
     """A model that says something about items. Raises NotFoundError, InvalidRequestError (`unsuitable_model`)."""
     model = registry.find_model(session, tenant, id)
-    if model.kind not in _PREDICT:
-        message = f"The model {model.id!r} is a {model.kind}; predictions need a classifier or a regressor."
-        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    _check_predicts(model)
     return model
 
 
@@ -72,6 +84,35 @@ def find_aligner(session: Session, tenant: str, id: str) -> Model:
         )
         raise InvalidRequestError(message, code="too_many_dimensions", param="model")
     return model
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A language model that somebody talks to, and whose vectors of pictures and sounds it takes."""
+
+    id: str
+    encoders: Mapping[Modality, str]
+    preprocessing: Mapping[str, dict[str, Any]]
+
+
+def find_speaker(
+    session: Session, tenant: str, id: str, *, language_models: LanguageModels, catalog: Catalog
+) -> Speaker:
+    """A language model: of the catalogue, or one that a job of the tenant's tuned.
+
+    Raises NotFoundError (`model_not_found`), InvalidRequestError (`unsuitable_model`, `unknown_encoder`).
+    """
+    if id in language_models:
+        return Speaker(id, {}, {})
+    if id not in catalog and not id.startswith(MODEL):
+        message = f"There is no model {id!r}; `GET /v1/models` lists those that there are."
+        raise NotFoundError(message, code="model_not_found", param="model")
+    model = None if id in catalog else registry.find_model(session, tenant, id)
+    if model is None or model.kind not in LANGUAGE_METHODS:
+        kind = "encoder" if model is None else model.kind
+        message = f"The model {id!r} is no language model but of the kind {kind}: it cannot be talked to."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    return Speaker(id, find_encoders(model, catalog), model.spec["preprocessing"])
 
 
 def check_language_model(session: Session, tenant: str, models: LanguageModels, id: str) -> None:
@@ -125,6 +166,24 @@ def _prompts_of(session: Session, tenant: str, request: LanguageSource) -> dict[
     return changed
 
 
+def find_encoder(session: Session, tenant: str, catalog: Catalog, id: str) -> EncoderSpec:
+    """What makes vectors of a text, picture or sound: a catalogue's encoder, or one that a job of the tenant made.
+
+    Raises NotFoundError (`model_not_found`), InvalidRequestError (`encoder_not_trained`, `unsuitable_model`).
+    """
+    spec = catalog.get(id)
+    if spec is None:
+        model = registry.find_model(session, tenant, id)
+        if model.kind != "fitted_encoder" or model.modality is None:
+            message = f"The model {id!r} is a {model.kind}; vectors are made by an encoder."
+            raise InvalidRequestError(message, code="unsuitable_model", param="model")
+        return fitted_encoder(session, tenant, Modality(model.modality), id)
+    if spec.fitted:
+        message = f"{id} is fitted on the items of a job; name the model that such a job made of it."
+        raise InvalidRequestError(message, code="encoder_not_trained", param="model")
+    return spec
+
+
 def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:
     model = registry.find_model(session, tenant, id)
     if model.kind not in _FUSE:
@@ -136,9 +195,7 @@ def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) 
 
 def _encoding(model: Model, request: ItemSource) -> dict[str, Any]:
     """How items are encoded for a model: as those were that it was trained on."""
-    if {"encoders", "preprocessing"} & request.model_fields_set:
-        message = "A model decides itself how items are encoded: leave out encoders and preprocessing."
-        raise InvalidRequestError(message, param="encoders")
+    _check_encoding(request)
     encoders = dict.fromkeys(Encoders.model_fields, None) | model.spec["fine_tuned"]["encoders"]
     return {
         "encoders": Encoders(**encoders),
@@ -146,10 +203,32 @@ def _encoding(model: Model, request: ItemSource) -> dict[str, Any]:
     }
 
 
-def _check_fit(model: Model, schema: dict[str, Any]) -> None:
-    """The feature set must hold the vectors of the model's encoders, for at least one of its modalities."""
+def _check_encoding(request: ItemSource) -> None:
+    if {"encoders", "preprocessing"} & request.model_fields_set:
+        message = "A model decides itself how items are encoded: leave out encoders and preprocessing."
+        raise InvalidRequestError(message, param="encoders")
+
+
+def _check_predicts(model: Model) -> None:
+    if model.kind not in _PREDICT:
+        message = f"The model {model.id!r} is of the kind {model.kind}; predictions need a classifier or a regressor."
+        if model.kind in LANGUAGE_METHODS:
+            message = f"The model {model.id!r} is a language model: it answers at `/v1/chat/completions`, or to a job."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+
+
+def _check_not_drawn(request: PredictRequest) -> None:
+    for name in ("generation", "prompt"):
+        if getattr(request, name) is not None:
+            message = f"The model {request.model!r} is no language model: leave out {name}."
+            raise InvalidRequestError(message, param=name)
+
+
+def _check_fit(model: Model, schema: dict[str, Any], *, reads_text: bool) -> None:
+    """The feature set must hold the vectors of the model's encoders, for at least one of its modalities, unless the
+    model reads the text itself."""
     needed = model.spec["fine_tuned"]["encoders"]
     held = encoder_ids(schema)
-    if not needed.keys() & held.keys() or any(held[m] != id for m, id in needed.items() if m in held):
+    if not (reads_text or needed.keys() & held.keys()) or any(held[m] != id for m, id in needed.items() if m in held):
         message = f"The feature set was made with the encoders {held}; the model takes {needed}."
         raise InvalidRequestError(message, code="unsuitable_features", param="features")

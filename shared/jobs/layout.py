@@ -25,9 +25,6 @@ from shared.jobs.transitions import (
 from shared.queues import Modality, Stage, queue_of
 from shared.schemas import JobStatus, JobType
 
-#: What comes after the fusion of each slice, by type of job.
-_BEHIND_EACH = {JobType.PREDICT: Stage.PREDICT, JobType.INDEX: Stage.INDEX}
-
 
 def finish_plan(session: Session, lease: Lease, plan: Plan) -> bool:
     """Ends a plan shard and puts the job's shards in their place. False: the lease was lost, nothing is written."""
@@ -70,12 +67,11 @@ def lay_out_on_features(session: Session, job: Job, features: Job) -> None:
     """Inserts the shards of a job that trains on, predicts from or indexes the feature set of a job that succeeded."""
     parts = outputs.parts(session, features.id)
     job.schema, job.items_total = features.schema, sum(part.rows for part in parts)
-    if job.type == JobType.FINE_TUNE:
-        rows = [_row(job, Stage.FINE_TUNE, 0, job.items_total, {"features": features.id})]
+    stage, spec = _stage_behind(job), {"features": features.id}
+    if stage is None:
+        rows = [_row(job, Stage.FINE_TUNE, 0, job.items_total, spec)]
     else:
-        spec = {"features": features.id}
-        stage, model = _BEHIND_EACH[JobType(job.type)], job.request["model"]
-        rows = [_row(job, stage, part.index, part.rows, spec, affinity=model) for part in parts]
+        rows = [_row(job, stage, part.index, part.rows, spec, affinity=job.request["model"]) for part in parts]
     _insert(session, job, rows)
 
 
@@ -112,11 +108,18 @@ def _shards_of(job: Job, part: Slice) -> list[dict[str, Any]]:
         for m in wanted
     ]  # fmt: skip
     fusion = _row(job, Stage.FUSION, part.index, part.items, spec, waiting_on=len(wanted))
-    behind = _BEHIND_EACH.get(JobType(job.type))
+    behind = _stage_behind(job)
     if behind is None:
         return [*extraction, fusion]
     model = job.request["model"]
     return [*extraction, fusion, _row(job, behind, part.index, part.items, {}, affinity=model, waiting_on=1)]
+
+
+def _stage_behind(job: Job) -> Stage | None:
+    """What comes after the fusion of each slice."""
+    if job.type == JobType.INDEX:
+        return Stage.INDEX
+    return outputs.result_stage(job) if job.type == JobType.PREDICT else None
 
 
 def _fit_shard(job: Job, modality: Modality, plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from shared import schemas
 from shared.errors import InvalidRequestError
-from shared.jobs.models import Event, ItemError, Shard
+from shared.jobs.models import Event, ItemError, Job, Shard
 from shared.jobs.states import ShardState
 from shared.queues import Modality, Stage
 from shared.schemas import JobType
@@ -35,15 +35,17 @@ def item_errors(session: Session, job_id: str, *, limit: int, after: str | None 
     return [_error_entry(row) for row in session.scalars(query.limit(limit))]
 
 
-def result_stage(type: JobType) -> Stage:
+def result_stage(job: Job) -> Stage:
     """The stage whose parts are a job's results."""
-    return Stage.PREDICT if type is JobType.PREDICT else Stage.FUSION
+    if job.type != JobType.PREDICT:
+        return Stage.FUSION
+    return Stage.GENERATE if job.request.get("generates") else Stage.PREDICT
 
 
 def parts(
     session: Session, job_id: str, *, stage: Stage = Stage.FUSION, limit: int | None = None, after: int = -1
 ) -> list[schemas.Part]:
-    """The Parquet parts that a stage wrote (features; `predict`: predictions) in the order of the items, without links;
+    """The Parquet parts that a stage wrote (features; or predictions) in the order of the items, without links;
     `after` is the index of a part."""
     rows: Sequence[Shard] = session.scalars(
         select(Shard)

@@ -40,6 +40,11 @@ def _changes_pictures(request: Mapping[str, Any]) -> bool:
     return "drawn_text" in drawn or request.get("train_encoder") == TrainEncoder.BORDER
 
 
+def _is_a_batch(request: Mapping[str, Any]) -> bool:
+    """Its manifest is a file of requests."""
+    return "batch" in request
+
+
 def _is_index(request: Mapping[str, Any]) -> bool:
     return request.get("type") == JobType.INDEX
 
@@ -49,6 +54,7 @@ ADDED: tuple[Added, ...] = (
     *(Added(3, stage, reads_text) for stage in (Stage.PLAN, Stage.FUSION, Stage.FINE_TUNE)),
     Added(2, Stage.PLAN, _is_fused_otherwise),
     Added(2, Stage.FUSION, _is_fused_otherwise),
+    Added(3, Stage.PLAN, _is_a_batch),
     *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
     *(Added(3, stage, _is_index) for stage in (Stage.PLAN, Stage.FUSION, Stage.INDEX)),
 )

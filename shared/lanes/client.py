@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import structlog
@@ -21,14 +22,18 @@ from shared.lanes.messages import (
     Failed,
     Fused,
     FuseRows,
+    GenerateItems,
     LaneAnswer,
     LaneRequest,
     Payload,
     Predicted,
     PredictRows,
     Result,
+    Said,
+    Spoken,
     active_key,
     answers_key,
+    gone_key,
     lane_key,
 )
 from shared.observability import get_logger
@@ -92,7 +97,8 @@ class LaneClient:
         self._redis = Redis.from_pool(pool)
         self._push_script = self._redis.register_script(_PUSH)
         self._answers = answers_key(new_id("gateway"))
-        self._waiting: dict[str, asyncio.Future[Result]] = {}
+        self._waiting: dict[str, asyncio.Queue[Result | TriviumError]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._away = self._closing = False
 
@@ -124,6 +130,33 @@ class LaneClient:
         assert isinstance(result, Fused)
         return result
 
+    async def generate(
+        self, model: str, payload: GenerateItems, *, tenant: str, deadline: float
+    ) -> AsyncGenerator[Said | Spoken, None]:
+        """The answer of a language model, piece by piece; Spoken is the end of it. `deadline` is for its beginning.
+
+        Close the generator (`contextlib.aclosing`): the worker stops soon after its caller has gone.
+        """
+        request = self._request(Stage.GENERATE, model, payload, tenant, deadline)
+        outcome = "cancelled"
+        began = time.perf_counter()
+        try:
+            async with aclosing(self._results(request)) as results:
+                async for result in results:
+                    assert isinstance(result, Said | Spoken)
+                    if isinstance(result, Spoken):
+                        outcome = "ok"
+                    yield result
+                    if isinstance(result, Spoken):
+                        return
+        except TriviumError as error:
+            outcome = error.error_code
+            raise
+        finally:
+            self._observe(request.stage, outcome, time.perf_counter() - began)
+            if outcome in {"cancelled", DeadlineError.code, UnavailableError.code}:
+                self._leave(request)
+
     async def close(self) -> None:
         """Ends the reading, fails what waits, closes the connections."""
         self._closing = True
@@ -131,12 +164,14 @@ class LaneClient:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         self._fail_all("This gateway is leaving.")
+        await asyncio.gather(*self._leaving)
         await self._redis.aclose()
 
     async def _observed(self, stage: Stage, model: str, payload: Payload, tenant: str, deadline: float) -> Result:
         began, outcome = time.perf_counter(), "cancelled"
         try:
-            result = await self._ask(stage, model, payload, tenant, deadline)
+            async with aclosing(self._results(self._request(stage, model, payload, tenant, deadline))) as results:
+                result = await anext(results)
             outcome = "ok"
         except TriviumError as error:
             outcome = error.error_code
@@ -145,27 +180,48 @@ class LaneClient:
             self._observe(stage, outcome, time.perf_counter() - began)
         return result
 
-    async def _ask(self, stage: Stage, model: str, payload: Payload, tenant: str, deadline: float) -> Result:
-        request = LaneRequest(
+    def _request(self, stage: Stage, model: str, payload: Payload, tenant: str, deadline: float) -> LaneRequest:
+        return LaneRequest(
             request_id=new_id("ask"), tenant=tenant, stage=stage, model=model, deadline=deadline,
             reply_to=self._answers, payload=payload,
         )  # fmt: skip
+
+    async def _results(self, request: LaneRequest) -> AsyncGenerator[Result, None]:
+        """What comes for a request, without end; the first of it by the deadline, then each within KEEP_SECONDS."""
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting[request.request_id] = future
+        results = self._waiting[request.request_id] = asyncio.Queue()
+        until = request.deadline
         try:
-            async with asyncio.timeout(deadline - time.time()):
+            async with asyncio.timeout(until - time.time()):
                 await self._push(request)
-                result = await future
+            while True:
+                async with asyncio.timeout(until - time.time()):
+                    result = await results.get()
+                if isinstance(result, TriviumError):
+                    raise result
+                if isinstance(result, Failed):
+                    raise _error_of(result)
+                yield result
+                until = time.time() + KEEP_SECONDS
         except TimeoutError:
-            message = f"{model!r} did not answer in time: its workers are busy, away, or still load it. Try again."
+            message = (
+                f"{request.model!r} did not answer in time: its workers are busy, away, or still load it. Try again."
+            )
             raise DeadlineError(message) from None
         finally:
             del self._waiting[request.request_id]
-        if isinstance(result, Failed):
-            raise _error_of(result)
-        return result
+
+    def _leave(self, request: LaneRequest) -> None:
+        """Lets the worker know that nobody waits any more. Whoever was cancelled may not wait for this either."""
+
+        async def tell() -> None:
+            with suppress(RedisError, OSError):
+                await self._redis.set(gone_key(request.request_id), 1, ex=KEEP_SECONDS)
+
+        task = asyncio.create_task(tell())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _push(self, request: LaneRequest) -> None:
         lane = lane_key(request.stage, request.model)
@@ -203,14 +259,13 @@ class LaneClient:
         except ValueError:
             log.exception("an answer cannot be read")
             return
-        future = self._waiting.get(answer.request_id)  # None: its deadline has passed
-        if future is not None and not future.done():
-            future.set_result(answer.result)
+        results = self._waiting.get(answer.request_id)  # None: its deadline has passed, or its caller has gone
+        if results is not None:
+            results.put_nowait(answer.result)
 
     def _fail_all(self, reason: str) -> None:
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(UnavailableError(reason))
+        for results in self._waiting.values():
+            results.put_nowait(UnavailableError(reason))
 
     def _note(self, *, away: bool, error: str = "") -> None:
         """One line when Redis goes away, and one when it is back."""

@@ -8,7 +8,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.lanes.messages import KEEP_SECONDS, active_key, lane_key
+from shared.lanes.messages import KEEP_SECONDS, active_key, gone_key, lane_key
 from shared.queues import Stage
 
 #: How long one look lasts; as often, the lanes that nobody serves are looked at.
@@ -19,6 +19,9 @@ PATIENCE_SECONDS = 2.0
 
 #: A worker that took up a lane gets this long to load its model before another one helps.
 LOADING_SECONDS = 10.0
+
+#: A gateway process with so many unread answers reads them no more.
+UNREAD = 10_000
 
 # KEYS: the stage's lanes in use. ARGV: prefix of the lanes, seconds that they must have waited, seconds for loading,
 # then the models that are served anyway. Answers a request of a lane that nobody empties, if there is one.
@@ -89,12 +92,17 @@ class Inbox:
         """The loading of a model that this worker took up is over: should it serve the lane no more, others may."""
         self._release(keys=[active_key(self._stage)], args=[model])
 
-    def answer(self, reply_to: str, data: str) -> None:
-        """Sends an answer to a gateway process; gone with the process's other answers if it does not fetch them."""
+    def answer(self, request_id: str, reply_to: str, data: str) -> bool:
+        """Sends an answer to a gateway process; gone with the process's other answers if it does not fetch them.
+
+        False if nobody waits for more of it: the caller has gone, or the gateway.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.rpush(reply_to, data)
         pipeline.expire(reply_to, KEEP_SECONDS)
-        pipeline.execute()
+        pipeline.exists(gone_key(request_id))
+        unread, _, gone = pipeline.execute()
+        return not gone and unread <= UNREAD
 
     def close(self) -> None:
         """Closes the connections."""

@@ -2,7 +2,9 @@
 
 One list of requests for each stage and model, so that a worker takes those for the models that it has loaded; a set of
 the lanes in use for each stage, so that some worker takes up a lane whose model nobody has loaded; one list of answers
-for each gateway process. Deadlines are Unix times: the clocks of gateway and workers must agree to about a second.
+for each gateway process, and a key for each request whose caller has gone before the end of its answer. Deadlines are
+Unix times: the clocks of gateway and workers must agree to about a second. That of a conversation is when its answer
+must have begun; what follows may take longer, but not KEEP_SECONDS from one piece to the next.
 """
 
 import base64
@@ -12,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from shared.conversations import Message
+from shared.generation import Generation
 from shared.queues import Modality, Stage
 from shared.schemas import MediaLocation
 
@@ -68,7 +72,17 @@ class FuseRows(BaseModel):
     mask: dict[Modality, list[bool]]
 
 
-Payload = EncodeItems | PredictRows | FuseRows
+class GenerateItems(BaseModel):
+    """A conversation that a language model is to go on with; `media` has a vector [1, d] for each of its markers, in
+    their order."""
+
+    kind: Literal["generate"] = "generate"
+    conversation: list[Message]
+    media: list[Rows] = Field(default_factory=list)
+    generation: Generation = Field(default_factory=Generation)
+
+
+Payload = EncodeItems | PredictRows | FuseRows | GenerateItems
 
 
 class LaneRequest(BaseModel):
@@ -84,11 +98,15 @@ class LaneRequest(BaseModel):
 
 
 class Encoded(BaseModel):
-    """The vectors of items in their order; a row of zeros and a fault for each item that could not be encoded."""
+    """The vectors of items in their order; a row of zeros and a fault for each item that could not be encoded.
+
+    `tokens` is how many the encoder made of the texts; pictures and sounds have none.
+    """
 
     kind: Literal["encoded"] = "encoded"
     vectors: Rows
     faults: dict[int, Fault]
+    tokens: int = 0
 
 
 class Predicted(BaseModel):
@@ -108,17 +126,33 @@ class Fused(BaseModel):
     vectors: Rows
 
 
+class Said(BaseModel):
+    """The next piece of an answer of a language model; more will follow."""
+
+    kind: Literal["said"] = "said"
+    text: str
+
+
+class Spoken(BaseModel):
+    """The end of an answer of a language model, after all pieces of its text."""
+
+    kind: Literal["spoken"] = "spoken"
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Failed(Fault):
-    """Why there is no answer to the whole request."""
+    """Why there is no answer to the whole request, or no more of it."""
 
     kind: Literal["failed"] = "failed"
 
 
-Result = Encoded | Predicted | Fused | Failed
+Result = Encoded | Predicted | Fused | Said | Spoken | Failed
 
 
 class LaneAnswer(BaseModel):
-    """The answer to a request."""
+    """The answer to a request; `said` is followed by more."""
 
     request_id: str
     result: Annotated[Result, Field(discriminator="kind")]
@@ -132,6 +166,11 @@ def lane_key(stage: Stage, model: str) -> str:
 def active_key(stage: Stage) -> str:
     """The sorted set of a stage's models in use; the score is the time from which on any worker may take up a lane."""
     return f"trivium:lanes:{stage}"
+
+
+def gone_key(request_id: str) -> str:
+    """Is there if nobody waits for the answer any more."""
+    return f"trivium:gone:{request_id}"
 
 
 def answers_key(process: str) -> str:

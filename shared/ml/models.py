@@ -56,9 +56,9 @@ class ModelCache:
             return self._loaded[key][0]
 
     def _add(self, key: str, load: Callable[[], Encoder]) -> Encoder:
-        before = _resident_bytes()
+        before = resident_bytes()
         encoder = load()
-        size = max(_resident_bytes() - before, 0)
+        size = max(resident_bytes() - before, 0)
         with self._lock:
             self._make_room(size)
             self._loaded[key] = (encoder, size)
@@ -96,6 +96,6 @@ def download_model(context: WorkerContext, model: FittedEncoder, folder: Path, c
         (folder / Path(name).name).write_bytes(data)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Memory of this process; what a model adds to it is measured, since nobody can compute it for every library."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -1,6 +1,6 @@
 """Trained models without training: for tests of what is done with them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -9,9 +9,15 @@ import torch
 from shared.db import Sessions
 from shared.ids import new_id
 from shared.jobs.models import Model
+from shared.language_tuning import Adapter, LanguageTraining
+from shared.ml.language.adapters import ADAPTER, PeftAdapter
+from shared.ml.language.loading import LanguageModel
+from shared.ml.language.soft_tokens import Projector, ProjectorConfig
+from shared.ml.language.tuned import TunedConfig, TunedLanguageModel
 from shared.ml.multimodal import MultimodalConfig, MultimodalModel
 from shared.ml.trained import WEIGHTS, Member, Task, TrainedConfig, save_trained
 from shared.preprocessing import Preprocessing
+from shared.prompts import PromptTemplate
 from shared.queues import Modality
 from shared.schemas import FusionMethod
 from shared.storage import keys
@@ -108,6 +114,69 @@ def _register(
                 "metrics": {},
             },
             **(spec or {}),
+        },
+    )
+    with sessions.begin() as session:
+        session.add(row)
+    return id
+
+
+def tune_language_model(
+    base: LanguageModel,
+    dimensions: Mapping[Modality, int],
+    *,
+    labels: Sequence[str] = (),
+    prompt: PromptTemplate | None = None,
+    seed: int = 0,
+) -> TunedLanguageModel:
+    """A LoRA adapter with random weights on a language model, and a projector for vectors of each of the dimensions."""
+    torch.manual_seed(seed)
+    adapter = PeftAdapter.new(base.model, LanguageTraining(lora_rank=2))
+    with torch.no_grad():
+        for _, parameter in adapter.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    projectors = {
+        m: ProjectorConfig(dimension=d, tokens=2, embedding=base.hidden, hidden=8) for m, d in dimensions.items()
+    }
+    config = TunedConfig(
+        language_model=base.spec.id, fingerprint=base.fingerprint, adapter=Adapter.LORA, projectors=projectors,
+        prompt=prompt, labels=list(labels),
+    )  # fmt: skip
+    built = {m.value: Projector(p, base.embedding_norm) for m, p in projectors.items()}
+    return TunedLanguageModel(base, config, adapter, built)
+
+
+def add_language_model(
+    sessions: Sessions,
+    store: ObjectStore,
+    model: TunedLanguageModel,
+    encoders: Mapping[Modality, str],
+    *,
+    tenant: str = "default",
+) -> str:
+    """Registers a tuned language model as a fine_tune job would; returns its id."""
+    id, token = new_id("model"), uuid4()
+    stored = {name: store.put(keys.model(id, token, name), data) for name, data in model.files().items()}
+    weights = stored[ADAPTER]
+    row = Model(
+        id=id,
+        tenant=tenant,
+        kind="instruction",
+        dimension=model.base.hidden,
+        fingerprint=weights.sha256,
+        key=weights.key,
+        sha256=weights.sha256,
+        spec={
+            "loader": "fine_tuned",
+            "files": {name: {"key": o.key, "sha256": o.sha256, "bytes": o.bytes} for name, o in stored.items()},
+            "preprocessing": Preprocessing().model_dump(mode="json"),
+            "fine_tuned": {
+                "encoders": {m.value: encoder for m, encoder in encoders.items()},
+                "fusions": [],
+                "classes": model.config.labels,
+                "multi_label": False,
+                "metrics": {},
+            },
         },
     )
     with sessions.begin() as session:

@@ -7,6 +7,7 @@ from shared.broker import make_broker
 from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.jobs.records import Lease
+from shared.language_models import load_language_models
 from shared.queues import Queue
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -41,7 +42,10 @@ class Held:
 def make_context(settings: Settings, sessions: Sessions, store: ObjectStore, queue: Queue) -> WorkerContext:
     """What a worker of a queue has in its hands."""
     catalog = load_catalog(settings.encoders_file)
-    return WorkerContext(settings, sessions, store, make_broker(settings), catalog, queue, f"worker-{queue}")
+    return WorkerContext(
+        settings, sessions, store, make_broker(settings), catalog, queue, f"worker-{queue}",
+        load_language_models(settings.language_models_file),
+    )  # fmt: skip
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a worker process has in its hands, and what a pool gives it to run."""
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,11 +62,20 @@ class Handler(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An interactive request that is ready for the model: its share of one batch, and its bytes in memory."""
+    """An interactive request that is ready for the model: its share of one batch, and its bytes in memory.
+
+    `gone` is set as soon as it is known that nobody waits for the answer any more.
+    """
 
     value: Any
     weight: float
     bytes: int
+    gone: threading.Event = field(default_factory=threading.Event)
+
+
+#: What a lane handler makes of a batch bit by bit: of each step the places in the batch that something is told of, in
+#: their order. `Said` is followed by more, every other result is the last of its place.
+Steps = Generator[Sequence[tuple[int, Result]], None, None]
 
 
 class LaneHandler(Protocol):
@@ -88,8 +98,11 @@ class LaneHandler(Protocol):
         """Reads and decodes the inputs."""
         ...
 
-    def run(self, batch: Sequence[Any]) -> Sequence[Result]:
-        """The model's part, for the values of several requests for one model. Nothing else may touch the model."""
+    def run(self, batch: Sequence[Any]) -> Sequence[Result] | Steps:
+        """The model's part, for the values of several requests for one model. Nothing else may touch the model.
+
+        A result for each, or steps: between two of them, which should be short, others have their turn.
+        """
         ...
 
 

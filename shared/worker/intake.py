@@ -19,9 +19,9 @@ from redis.exceptions import RedisError
 
 from shared.errors import DeadlineError, TriviumError, UnavailableError
 from shared.lanes.inbox import LOOK_SECONDS, Inbox
-from shared.lanes.messages import Failed, LaneAnswer, LaneRequest, Result
+from shared.lanes.messages import Failed, LaneAnswer, LaneRequest, Result, Said
 from shared.observability import get_logger
-from shared.worker.context import LaneHandler
+from shared.worker.context import LaneHandler, Prepared
 from shared.worker.control import Control, T, is_away
 from shared.worker.interactive import Interactive, Ready
 
@@ -70,7 +70,7 @@ class Intake:
         self._inbox = Inbox(redis_url, handler.stage)
         self._loader = ThreadPoolExecutor(1, "lane-load")
         self._preparers = ThreadPoolExecutor(PREPARING, "lane-prepare")
-        self._answers: queue.SimpleQueue[tuple[LaneRequest, _Outcome] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[LaneRequest, threading.Event, _Outcome] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._in_hand = self._bytes = 0
         self._stopping = threading.Event()
@@ -96,6 +96,7 @@ class Intake:
         while self._in_hand and time.monotonic() < deadline:
             self._interactive.run_waiting()
             time.sleep(0.005)
+        self._interactive.break_off(UnavailableError("This worker is leaving."))
         self._answers.put(None)
         for executor in (self._loader, self._preparers):
             executor.shutdown(wait=False, cancel_futures=True)
@@ -158,32 +159,38 @@ class Intake:
             return
         with self._lock:
             self._bytes += prepared.bytes
-        answer = partial(self._let_go, request, prepared.bytes)
+        answer = partial(self._tell, request, prepared)
         self._interactive.add(Ready(request.model, request.deadline, prepared, self._handler.run, answer))
 
     def _fail(self, request: LaneRequest, error: Exception) -> None:
         self._interactive.forget(request.model)
-        self._let_go(request, 0, error)
+        self._tell(request, Prepared(None, 0, 0), error)
 
-    def _let_go(self, request: LaneRequest, size: int, outcome: _Outcome) -> None:
-        """The end of a request in this process, but for sending what came of it."""
-        with self._lock:
-            self._bytes -= size
-        self._answers.put((request, outcome))
+    def _tell(self, request: LaneRequest, prepared: Prepared, outcome: _Outcome) -> None:
+        """What came of a request: unless more follows, its end in this process, but for sending this."""
+        if not isinstance(outcome, Said):
+            with self._lock:
+                self._bytes -= prepared.bytes
+        self._answers.put((request, prepared.gone, outcome))
 
     def _answer(self) -> None:
         while (entry := self._answers.get()) is not None:
-            request, outcome = entry
-            try:
-                result = _failed(outcome) if isinstance(outcome, Exception) else outcome
-                if result is not None:
-                    answer = LaneAnswer(request_id=request.request_id, result=result)
-                    self._inbox.answer(request.reply_to, answer.model_dump_json())
-            except (RedisError, OSError) as error:
-                self._note(away=True, error=str(error))
-            finally:
+            request, gone, outcome = entry
+            result = _failed(outcome) if isinstance(outcome, Exception) else outcome
+            if result is not None and not gone.is_set():
+                self._send(request, gone, result)
+            if not isinstance(outcome, Said):
                 with self._lock:
                     self._in_hand -= 1
+
+    def _send(self, request: LaneRequest, gone: threading.Event, result: Result) -> None:
+        try:
+            answer = LaneAnswer(request_id=request.request_id, result=result)
+            if not self._inbox.answer(request.request_id, request.reply_to, answer.model_dump_json()):
+                gone.set()
+        except (RedisError, OSError) as error:
+            gone.set()  # better no answer than one with a gap
+            self._note(away=True, error=str(error))
 
     def _note(self, *, away: bool, error: str = "") -> None:
         """One line when Redis goes away, and one when it is back."""

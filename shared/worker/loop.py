@@ -24,6 +24,7 @@ from shared.jobs.layout import finish_plan
 from shared.jobs.records import Finished, Lease, Plan
 from shared.observability import get_logger
 from shared.queues import Queue, Stage
+from shared.schemas import JobType
 from shared.worker.context import Pool, WorkerContext
 from shared.worker.control import Control, DrainedError, is_away
 from shared.worker.intake import Intake
@@ -46,6 +47,13 @@ SMALL_COST = 33.0
 
 #: A worker that leaves gets this long to answer the interactive requests in its hands.
 LAST_ANSWERS_SECONDS = 2.0
+
+
+def _next(lease: Lease) -> tuple[Queue, ...]:
+    """The queues that may have work now."""
+    if lease.stage is Stage.FUSION and lease.request.get("type", JobType.FEATURES) != JobType.FEATURES:
+        return (Queue.FINE_TUNE, Queue.GENERATE)
+    return _NEXT.get(lease.stage, ())
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class ShardLoop:
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (("claim", self._claim), *[("model", self._model)] * runners, ("store", self._store))
         ]
-        self._interactive = Interactive(wake=lambda: self._tasks.put(self._interactive.run_waiting))
+        self._interactive = Interactive(wake=self._tasks.put)
         self._intake: Intake | None = None
         if pool.lane is not None:
             url = context.settings.redis_url.get_secret_value()
@@ -239,7 +247,7 @@ class ShardLoop:
         accepted = control.patiently(lambda: self._commit(lease, result))
         self._let_go(lease)
         log.info("shard done" if accepted else "shard done too late")
-        send_hints(self._context.broker, _NEXT.get(lease.stage, ()))
+        send_hints(self._context.broker, _next(lease))
 
     def _commit(self, lease: Lease, result: Finished | Plan) -> bool:
         with self._context.sessions.begin() as session:

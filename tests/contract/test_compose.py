@@ -20,7 +20,10 @@ from shared.queues import CONSUMERS, Queue
 from shared.settings import Engine, Fetching, Limits, Settings, SettingsError, WorkerSettings, load_settings
 from shared.worker.run import LEAVE_SECONDS
 
-OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion", "finetune")
+OURS = ("gateway", "dispatcher", "text", "image", "audio", "fusion", "finetune", "generate")
+
+#: Services of the compose file that are another pool of a service: that, and the queue that they are told to consume.
+POOLS = {"generate": ("finetune", Queue.GENERATE)}
 SERVERS = ("postgres", "redis", "minio")
 OVERRIDES = ("deploy/docker/gpu.yml", "deploy/docker/s3.yml")
 
@@ -67,15 +70,22 @@ def test_every_queue_has_one_consumer_and_compose_starts_it(root: Path, compose:
     consumer = CONSUMERS[queue]
     assert consumers_in_code(root)[queue.name] == [consumer]
     assert (root / "services" / consumer / "__main__.py").is_file()
-    service = compose["services"][consumer]
-    assert service["build"]["args"]["SERVICE"] == consumer
-    assert "command" not in service
+    pools = [name for name, pool in POOLS.items() if pool == (consumer, queue)]
+    if pools:
+        service = compose["services"][pools[0]]
+        assert service["image"] == compose["services"][consumer]["image"]
+        assert "build" not in service
+        assert service["command"] == ["python", "-m", f"services.{consumer}", queue.value]
+    else:
+        service = compose["services"][consumer]
+        assert service["build"]["args"]["SERVICE"] == consumer
+        assert "command" not in service
     assert "profiles" not in service
 
 
 def test_compose_starts_what_there_is_and_nothing_else(root: Path, compose: dict[str, Any]) -> None:
     entries = {path.parent.name for path in (root / "services").glob("*/__main__.py")} - {"client"}
-    assert entries == set(OURS)
+    assert entries == set(OURS) - set(POOLS)
     assert set(compose["services"]) == {*OURS, *SERVERS, "migrate"}
     assert compose["services"]["migrate"]["command"] == ["python", "-m", "shared.migrations"]
 
@@ -225,9 +235,10 @@ def test_secrets_are_random_and_private(root: Path, tmp_path: Path) -> None:
 def test_gpus_go_to_the_pools_that_run_encoders_or_train(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    with_torch = {name for name in OURS if any(package.startswith("torch==") for package in extras[name])}
+    extra_of = {name: POOLS[name][0] if name in POOLS else name for name in OURS}
+    with_torch = {name for name in OURS if any(package.startswith("torch==") for package in extras[extra_of[name]])}
     gpu = read(root / "deploy/docker/gpu.yml")["services"]
-    assert set(gpu) == {"text", "image", "audio", "finetune"}
+    assert set(gpu) == {"text", "image", "audio", "finetune", "generate"}
     assert with_torch == {*gpu, "fusion"}
     for service in gpu.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]

@@ -2,14 +2,15 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from shared.lanes.messages import Failed, Result
+from shared.lanes.messages import Failed, Result, Said
 from shared.worker import interactive
-from shared.worker.context import Prepared
+from shared.worker.context import Prepared, Steps
 from shared.worker.control import Control
 from shared.worker.interactive import Interactive, Ready
 
@@ -42,18 +43,18 @@ class Model:
 
 
 @pytest.fixture
-def wakes() -> list[None]:
-    """How often the model thread was woken."""
+def wakes() -> list[Callable[[], None]]:
+    """What the model thread was woken for."""
     return []
 
 
 @pytest.fixture
-def model(wakes: list[None]) -> Model:
+def model(wakes: list[Callable[[], None]]) -> Model:
     """A model and the requests for it."""
-    return Model(Interactive(wake=lambda: wakes.append(None)))
+    return Model(Interactive(wake=wakes.append))
 
 
-def test_requests_for_one_model_run_together_up_to_one_batch(model: Model, wakes: list[None]) -> None:
+def test_requests_for_one_model_run_together_up_to_one_batch(model: Model, wakes: list[Callable[[], None]]) -> None:
     for value in "abcdef":
         model.add(value)
     model.add("other", model="n")
@@ -125,3 +126,107 @@ def test_the_shard_is_told_to_be_brief_for_a_while(model: Model, monkeypatch: py
     assert model.interactive.busy
     now += interactive.BUSY_SECONDS
     assert not model.interactive.busy
+
+
+class Speaker:
+    """Answers each value with its letters, one a step, all callers of a batch together."""
+
+    def __init__(self, interactive: Interactive):
+        self.interactive = interactive
+        self.told: list[str] = []
+        self.gone: dict[str, threading.Event] = {}
+        self.closed = 0
+
+    def run(self, batch: Sequence[str]) -> Steps:
+        try:
+            for place in range(max(len(value) for value in batch)):
+                if any(value[place:].startswith("!") for value in batch):
+                    raise RuntimeError("surprise")
+                yield [(i, _letter(value, place)) for i, value in enumerate(batch) if place < len(value)]
+        finally:
+            self.closed += 1
+
+    def add(self, value: str) -> None:
+        def answer(outcome: Result | Exception | None) -> None:
+            said = outcome.text if isinstance(outcome, Said) else outcome.code if isinstance(outcome, Failed) else None
+            self.told.append(f"{value}:{said or repr(outcome)}")
+
+        prepared = Prepared(value, 0.25, 0)
+        self.gone[value] = prepared.gone
+        self.interactive.expect("m")
+        self.interactive.add(Ready("m", LATER, prepared, self.run, answer))
+
+
+def _letter(value: str, place: int) -> Result:
+    is_last = place == len(value) - 1
+    return Failed(code=value[place], message="") if is_last else Said(text=value[place])
+
+
+@pytest.fixture
+def woken() -> deque[Callable[[], None]]:
+    """What the model thread was woken for."""
+    return deque()
+
+
+@pytest.fixture
+def speaker(woken: deque[Callable[[], None]]) -> Speaker:
+    """A model that answers bit by bit."""
+    return Speaker(Interactive(wake=woken.append))
+
+
+def test_answers_come_bit_by_bit_and_newcomers_have_their_turn(
+    speaker: Speaker, woken: deque[Callable[[], None]]
+) -> None:
+    speaker.add("abcd")
+    woken.popleft()()
+    speaker.add("xy")
+    while woken:
+        woken.popleft()()
+        assert len(woken) <= 2, "one call to go on, however many came"
+    assert speaker.told == ["abcd:a", "abcd:b", "xy:x", "abcd:c", "xy:y", "abcd:d"]
+    assert speaker.closed == 2
+    assert not speaker.interactive._running
+
+
+def test_between_two_batches_of_a_shard_each_answer_goes_on_by_one_step(speaker: Speaker) -> None:
+    speaker.add("abc")
+    assert [speaker.interactive.between_batches() for _ in range(2)] == [True, True]
+    assert speaker.told == ["abc:a", "abc:b"]
+
+
+def test_who_has_gone_is_told_nothing_more_and_the_last_one_ends_the_work(speaker: Speaker) -> None:
+    speaker.add("abcd")
+    speaker.add("wxyz")
+    speaker.interactive.run_waiting()
+    speaker.gone["abcd"].set()
+    speaker.interactive.run_waiting()
+    speaker.gone["wxyz"].set()
+    speaker.interactive.run_waiting()
+    assert speaker.told == ["abcd:a", "wxyz:w", "abcd:None", "wxyz:x", "wxyz:None"]
+    assert speaker.closed == 1
+
+
+def test_a_failure_on_the_way_is_told_to_those_who_still_wait(speaker: Speaker) -> None:
+    speaker.add("a")
+    speaker.add("x!z")
+    for _ in range(3):
+        speaker.interactive.run_waiting()
+    assert speaker.told == ["a:a", "x!z:x", "x!z:RuntimeError('surprise')"]
+
+
+def test_more_batches_than_may_run_wait_for_one_to_end(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactive, "MOST_AT_ONCE", 1)
+    speaker.add("ab")
+    speaker.interactive.run_waiting()
+    speaker.add("xy")
+    for _ in range(4):
+        speaker.interactive.run_waiting()
+    assert speaker.told == ["ab:a", "ab:b", "xy:x", "xy:y"]
+
+
+def test_what_runs_when_the_worker_leaves_is_told_so(speaker: Speaker) -> None:
+    speaker.add("abc")
+    speaker.interactive.run_waiting()
+    speaker.interactive.break_off(RuntimeError("leaving"))
+    assert speaker.told == ["abc:a", "abc:RuntimeError('leaving')"]
+    assert not speaker.interactive._running

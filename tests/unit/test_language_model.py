@@ -11,10 +11,11 @@ import torch
 
 from shared.conversations import MediaPart, Message, TextPart
 from shared.errors import JobError
+from shared.generation import Generation
 from shared.language_models import LanguageModelSpec
 from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.language.adapters import PeftAdapter
-from shared.ml.language.generate import Generation, Prompted, generate
+from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.likelihood import answer_log_likelihoods
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.sampling import nucleus

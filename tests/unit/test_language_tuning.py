@@ -22,8 +22,9 @@ from services.finetune.outcome import Outcome
 from services.finetune.recipes.instruction import tune_language_model
 from shared.conversations import MediaPart, Message, TextPart
 from shared.errors import JobError
+from shared.generation import Generation
 from shared.language_tuning import InstructionRequest, LanguageTraining
-from shared.ml.language.generate import Generation, Prompted, generate
+from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.soft_tokens import Media
 from shared.ml.language.tuned import TunedLanguageModel
@@ -67,7 +68,8 @@ def pictures(count: int = 60, *, missing: float = 0.0) -> Conversations:
 
 
 def request(**options: Any) -> InstructionRequest:
-    training = {"epochs": 3, "batch_size": 8, "max_length": 64, "learning_rate": 0.02, "max_new_tokens": 8}
+    training = {"epochs": 3, "batch_size": 8, "max_length": 64, "learning_rate": 0.005, "max_new_tokens": 8}
+    training |= {"projector_learning_rate": 0.01}
     asked = {"type": "fine_tune", "method": "instruction", "features": "job-x"}
     given = {**training, **options.pop("training", {})}
     return InstructionRequest.model_validate({**asked, "training": given, **options})
@@ -130,13 +132,13 @@ def test_steps_are_made_of_passes() -> None:
 def test_a_picture_is_learned_as_soft_tokens(base: LanguageModel) -> None:
     """The tuned model answers by what it sees, the base cannot; without the picture nor can the tuned one."""
     outside = Outside()
-    found = tune(base, pictures(), outside, training={"epochs": 8, "projector_epochs": 2, "batch_size": 4})
+    found = tune(base, pictures(), outside, training={"epochs": 6, "projector_epochs": 2, "batch_size": 4})
     metrics = found.metrics
     assert metrics["test"]["accuracy"] > 0.9
     assert metrics["base"]["accuracy"] == 0.0
     assert metrics["without_media"]["accuracy"] < 0.7
     assert metrics["intervals"]["gain"]["low"] > 0.5
-    assert [e["model"] for e in metrics["curve"]][:3] == ["projectors", "projectors", "tuning"]
+    assert [e["model"] for e in metrics["curve"]][:3] == ["projectors"] * 2 + ["tuning"]
     kinds = [kind for kind, _ in outside.events]
     assert kinds.index("dry_run") < kinds.index("batch") < kinds.index("epoch")
     json.dumps(outside.events, allow_nan=False)

@@ -27,10 +27,12 @@ from services.client.job_options import FineTuneOptions, PredictOptions
 from services.client.model_tables import scores_table
 from services.client.rendering import messages, print_json
 from shared.fine_tuning import Preset, TrainEncoder, Training
+from shared.generation import JobGeneration
 from shared.language_tuning import How
 from shared.schemas import Job
 
 _TRAINING = "Training"
+_LANGUAGE = "Of language models"
 _DATA = "Which items train and which judge"
 _PROMPTING = "Prompts (--method prompt)"
 
@@ -124,6 +126,24 @@ MaxFailedFractionOption = Annotated[
 ]
 
 
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEMPLATE", help="With {text}, {image} and {audio}, for items without messages.",
+        rich_help_panel=_LANGUAGE,
+    ),
+]  # fmt: skip
+GenerationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help=f"A setting; may be repeated: {', '.join(JobGeneration.model_fields)}.",
+        rich_help_panel=_LANGUAGE,
+    ),
+]
+
+
 def train(
     context: typer.Context,
     source: Source,
@@ -210,7 +230,7 @@ def _watch(here: Connection, job: Job, *, as_json: bool) -> None:
         print_json(job)
     exit_unless_succeeded(job)
     with here.client() as client:
-        model = client.models.get(job.models[0])
+        model = client.models.get(job.models[-1])  # before it come the encoders that were trained for it
     if model.fine_tuned is not None:
         messages().print(scores_table(model.fine_tuned))
     if not as_json:
@@ -220,7 +240,9 @@ def _watch(here: Connection, job: Job, *, as_json: bool) -> None:
 def predict(
     context: typer.Context,
     source: Source,
-    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="What `trivium train` made.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="What `trivium train` made, or a language model.")
+    ],
     watch: Watch = False,
     output: Annotated[
         Path | None,
@@ -229,6 +251,8 @@ def predict(
     no_contributions: Annotated[
         bool, typer.Option("--no-contributions", help="Leave out how much each modality moved each prediction.")
     ] = False,
+    prompt: PromptOption = None,
+    generation: GenerationOption = None,
     shard_size: ShardSize = None,
     priority: Priority = None,
     timeout: Timeout = None,
@@ -239,8 +263,8 @@ def predict(
 
     SOURCE is what `trivium submit` takes, encoded as the model's own items were, or the id of a features job. There is
     one row an item: `prediction` and, of a classifier, `probability` and `probabilities`; `contribution_image` says how
-    much the picture moved the prediction (Shapley values), and so on. The job's id goes to stdout, everything else to
-    stderr.
+    much the picture moved the prediction (Shapley values), and so on. A language model answers in words: to an item's
+    own `messages`, or else to the prompt that it was tuned with. The job's id goes to stdout, the rest to stderr.
 
     Examples:
 
@@ -248,12 +272,15 @@ def predict(
     model=$(trivium train posts.tar --watch)
     trivium predict new.jsonl --model $model -o predictions.parquet
     trivium predict $job --model $model -o predictions.jsonl
+    trivium predict posts.jsonl --model gemma3-270m --prompt "Post: {text} Topic:" --set max_tokens=8 -o topics.jsonl
     ```
     """
     check_output(output, "jsonl", "parquet")
     options: PredictOptions = only_given(
         model=model,
         contributions=False if no_contributions else None,
+        prompt=None if prompt is None else {"template": prompt},
+        generation=json_pairs(generation, "--set") or None,
         shard_size=shard_size,
         priority=priority,
         timeout_seconds=timeout,

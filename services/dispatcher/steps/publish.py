@@ -42,10 +42,9 @@ def publish(context: SweepContext, now: datetime) -> int:
 
 
 def _manifest(session: Session, job: Job) -> bytes:
-    type = JobType(job.type)
-    parts = outputs.parts(session, job.id, stage=outputs.result_stage(type))
+    parts = outputs.parts(session, job.id, stage=outputs.result_stage(job))
     content = {
-        "object": "predictions" if type is JobType.PREDICT else "feature_set",
+        "object": "predictions" if job.type == JobType.PREDICT else "feature_set",
         "job_id": job.id,
         "created_at": int(job.created_at.timestamp()),
         "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,

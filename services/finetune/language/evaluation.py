@@ -12,8 +12,9 @@ from sklearn import metrics
 
 from services.finetune.language.data import Example, without_media
 from services.finetune.scores import Interval
+from shared.generation import Generation
 from shared.language_tuning import LanguageTraining
-from shared.ml.language.generate import Generation, Prompted, generate
+from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.tuned import TunedLanguageModel
 from shared.ml.repeatable import generator
 from shared.prompts import PromptTemplate, labels_of_words

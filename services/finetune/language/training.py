@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from services.finetune.language.batches import Rows, plan_steps
 from services.finetune.language.dry_run import Prepared
-from services.finetune.outcome import as_json
 from services.finetune.training import rate_factor
 from shared.errors import JobError
+from shared.json_numbers import as_json
 from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.encoders.batching import is_out_of_memory, plan_batches
@@ -126,10 +126,12 @@ class LanguageTrainer:
             )  # fmt: skip
             if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
                 self._save(state, optimizer)
-        self._end_of_epoch(phase, state, optimizer.param_groups[0]["lr"])
+        last = rate_factor(number * len(steps) - 1, phase.epochs * len(steps), training)
+        self._end_of_epoch(phase, state, optimizer.param_groups[0]["peak"] * last)
 
     def _end_of_epoch(self, phase: Phase, state: _State, rate: float) -> None:
         loss = self.validation_loss()
+        _require_number(loss)
         state.epoch += 1
         entry = {
             "model": phase.name, "epoch": len(self.history) + 1, "train_loss": state.summed / state.learned,
@@ -155,9 +157,7 @@ class LanguageTrainer:
             for first in range(0, len(rows), self._at_once):
                 self._progress.check()
                 total += self._backward(train, rows[first : first + self._at_once], learned)
-        if not math.isfinite(total):
-            message = "Training led nowhere: the loss is no number. Lower training.learning_rate."
-            raise JobError(message, code="training_diverged", param="training.learning_rate")
+        _require_number(total)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, self._training.gradient_clip)
         optimizer.step()
@@ -229,9 +229,6 @@ class LanguageTrainer:
 
     def _put_back(self) -> None:
         """The weights of the phase's best epoch."""
-        if not self._best:
-            message = "Training led nowhere: the validation loss is no number. Lower training.learning_rate."
-            raise JobError(message, code="training_diverged", param="training.learning_rate")
         self._put(self._best)
 
     def _put(self, tensors: dict[str, Tensor]) -> None:
@@ -244,6 +241,12 @@ def _trained(model: TunedLanguageModel) -> dict[str, nn.Parameter]:
     """All that can be trained, by name."""
     adapter = {} if model.adapter is None else {f"adapter.{n}": p for n, p in model.adapter.parameters()}
     return adapter | {f"projector.{name}": p for name, p in model.projectors.named_parameters()}
+
+
+def _require_number(loss: float) -> None:
+    if not math.isfinite(loss):
+        message = "Training led nowhere: the loss is no number. Lower training.learning_rate."
+        raise JobError(message, code="training_diverged", param="training.learning_rate")
 
 
 def _learned(part: Prepared, rows: Sequence[int]) -> int:

@@ -14,12 +14,13 @@ from services.finetune.checks import Finding, check_sizes
 from services.finetune.evaluation import evaluate
 from services.finetune.language.data import Conversations, make_examples
 from services.finetune.modelling import Outside
-from services.finetune.outcome import Outcome, as_json
+from services.finetune.outcome import Outcome
 from services.finetune.problem import Problem
 from services.finetune.prompting.ranking import Tried, as_metrics, try_all
 from services.finetune.scores import MAIN_SCORE, main_score_interval
 from services.finetune.versions import versions
 from shared.errors import JobError
+from shared.json_numbers import as_json
 from shared.language_tuning import PromptRequest
 from shared.ml.language.choosing import calibrate, label_probabilities
 from shared.ml.language.generate import Prompted

@@ -11,7 +11,7 @@ from services.finetune.checks import Finding, check_alone, check_parts, check_si
 from services.finetune.data import Dataset
 from services.finetune.language.data import Conversations
 from services.finetune.modelling import Outside, Run, Trained
-from services.finetune.outcome import Outcome, as_json
+from services.finetune.outcome import Outcome
 from services.finetune.prompting.context import learn_context
 from services.finetune.prompting.dual import class_vectors, zero_shot
 from services.finetune.prompting.likelihood import choose_by_likelihood
@@ -21,6 +21,7 @@ from services.finetune.recipes.classifier import class_problem
 from services.finetune.recipes.supervised import describe_run, spec_of, trainable
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Training
+from shared.json_numbers import as_json
 from shared.language_tuning import How, PromptRequest
 from shared.ml.encoders.base import Encoder
 from shared.ml.repeatable import generator

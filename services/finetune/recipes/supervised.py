@@ -15,11 +15,12 @@ from services.finetune.folds import cross_validate
 from services.finetune.leaks import check_leaks
 from services.finetune.library import described
 from services.finetune.modelling import Outside, Run, Trained, train_model
-from services.finetune.outcome import Outcome, as_json
+from services.finetune.outcome import Outcome
 from services.finetune.problem import Problem
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
+from shared.json_numbers import as_json
 from shared.ml.repeatable import generator
 from shared.ml.splits import Parts, divide
 from shared.ml.trained import Task

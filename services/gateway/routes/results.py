@@ -176,5 +176,4 @@ def _parts(services: Services, tenant: str, id: str, *, limit: int | None = None
         if job.type in _READERS and job.request["features"] is not None:
             message = f"The job {id!r} made {_READERS[JobType(job.type)]} of another job's features, and none itself."
             raise NotFoundError(message, code="no_results")
-        stage = outputs.result_stage(JobType(job.type))
-        return outputs.parts(session, id, stage=stage, limit=limit, after=after)
+        return outputs.parts(session, id, stage=outputs.result_stage(job), limit=limit, after=after)

@@ -39,7 +39,9 @@ class TextOptions(BaseModel):
     `pooling` makes one vector of the tokens': `cls`, the first (Devlin et al. 2019); `mean`, their mean (Reimers and
     Gurevych 2019); `pooler`, the model's own head; `clip`, the projection into the space shared with images or audio
     (Radford et al. 2021). `normalize` scales it to length 1. `prefix` is put before every text. `max_length` is in
-    tokens, special ones included; longer text is cut. A model that takes fewer has its own limit.
+    tokens, special ones included; longer text is cut. A model that takes fewer has its own limit. `matryoshka`: it was
+    trained so that the beginning of a vector is a vector, too (Kusupati et al. 2022), and may be asked for fewer
+    dimensions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +50,7 @@ class TextOptions(BaseModel):
     normalize: bool = False
     prefix: str = ""
     max_length: int = Field(default=512, ge=3)
+    matryoshka: bool = False
 
 
 class TransformersTextEncoder:

@@ -1,15 +1,14 @@
 """Answers of a language model: many conversations at once, with the cache of what was read, token by token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
 
 from shared.conversations import Message
 from shared.errors import JobError
+from shared.generation import Generation
 from shared.ml.encoders.batching import is_out_of_memory, plan_batches
 from shared.ml.language.answers import Answer
 from shared.ml.language.conversations import Encoded
@@ -17,20 +16,9 @@ from shared.ml.language.loading import LanguageModel
 from shared.ml.language.sampling import Sampler
 from shared.ml.language.soft_tokens import Media
 from shared.ml.language.tuned import Batch, TunedLanguageModel
-from shared.schemas import Strict
 
 #: Conversations answered at once, and their tokens together, answers included.
-_MOST_ROWS, _MOST_TOKENS = 32, 16_384
-
-
-class Generation(Strict):
-    """How an answer is drawn. Temperature 0 always takes the likeliest token."""
-
-    max_tokens: int = Field(256, ge=1, le=32_768)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1, description="only the likeliest tokens that are together as likely as this")
-    stop: list[str] = Field(default_factory=list, max_length=16, description="the answer ends before any of these")
-    seed: int = Field(0, ge=0, lt=2**63)
+_MOST_ROWS, MOST_TOKENS = 32, 16_384
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,15 @@ class Generated:
     completion_tokens: int
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What a step adds to the answer to prompt number `place`: text that is certain, and at its end the whole."""
+
+    place: int
+    text: str
+    end: Generated | None
+
+
 #: Told of the place of a prompt and the next piece of its answer.
 Emit = Callable[[int, str], None]
 
@@ -74,27 +71,51 @@ def generate(
     what the model can read, or than `max_length`, lose the start of their question. Raises JobError
     (`conversation_impossible`, `answer_too_long`, `out_of_memory`).
     """
+    answered: dict[int, Generated] = {}
+    check()
+    for pieces in decode(model, prompts, streams=emit is not None, max_length=max_length):
+        for piece in pieces:
+            if piece.text and emit is not None:
+                emit(piece.place, piece.text)
+            if piece.end is not None:
+                answered[piece.place] = piece.end
+        check()
+    return [answered[row] for row in range(len(prompts))]
+
+
+def decode(
+    model: TunedLanguageModel | LanguageModel,
+    prompts: Sequence[Prompted],
+    *,
+    streams: bool = True,
+    gone: Callable[[int], bool] = lambda place: False,  # noqa: ARG005
+    max_length: int | None = None,
+) -> Generator[list[Piece], None, None]:
+    """The same by steps of one token for each answer in a batch; between two of them others may use the base model.
+
+    `streams` tells of text as soon as it is certain, without it of whole answers only, and a batch that does not fit
+    into memory is begun again as two. A prompt that is `gone` is left without an end. Raises what `generate` does.
+    """
     tuned = TunedLanguageModel.plain(model) if isinstance(model, LanguageModel) else model
     encoded = [tuned.encode(p.conversation, p.media, max_length=_room(tuned, p, max_length)) for p in prompts]
     costs = [len(e) + p.generation.max_tokens for e, p in zip(encoded, prompts, strict=True)]
     most = tuned.rows_together(max(costs, default=0), _MOST_ROWS)
-    waiting = plan_batches(costs, max_cost=_MOST_TOKENS, max_items=most)
-    answered: dict[int, Generated] = {}
-    with tuned.active(), torch.inference_mode():
-        tuned.train(mode=False)
-        while waiting:
-            rows = waiting.pop(0)
-            batch = _Answering(tuned, {row: (prompts[row], encoded[row]) for row in rows}, emit, check)
-            try:
-                answered |= batch.run()
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(rows) == 1 or batch.told:
-                    message = "The conversation does not fit into the worker's memory; shorten it, or ask for less."
-                    raise JobError(message, code="out_of_memory") from error
-                waiting[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-    return [answered[row] for row in range(len(prompts))]
+    waiting = plan_batches(costs, max_cost=MOST_TOKENS, max_items=most)
+    while waiting:
+        rows = waiting.pop(0)
+        batch = _Answering(tuned, {row: (prompts[row], encoded[row]) for row in rows}, gone)
+        told = False
+        try:
+            while (pieces := batch.step()) is not None:
+                yield pieces if streams else [piece for piece in pieces if piece.end is not None]
+                told = streams
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(rows) == 1 or told:
+                message = "The conversation does not fit into the worker's memory; shorten it, or ask for less."
+                raise JobError(message, code="out_of_memory") from error
+            waiting[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
 
 
 def _room(tuned: TunedLanguageModel, prompted: Prompted, max_length: int | None) -> int:
@@ -105,16 +126,12 @@ def _room(tuned: TunedLanguageModel, prompted: Prompted, max_length: int | None)
 
 
 class _Answering:
-    """One batch, from its prompts to the end of the last answer. Who has answered leaves the batch."""
+    """One batch, from its prompts to the end of the last answer. Who has answered, or is gone, leaves the batch."""
 
     def __init__(
-        self,
-        tuned: TunedLanguageModel,
-        asked: dict[int, tuple[Prompted, Encoded]],
-        emit: Emit | None,
-        check: Callable[[], None],
+        self, tuned: TunedLanguageModel, asked: dict[int, tuple[Prompted, Encoded]], gone: Callable[[int], bool]
     ):
-        self._tuned, self._asked, self._emit, self._check = tuned, asked, emit, check
+        self._tuned, self._asked, self._gone = tuned, asked, gone
         tokenizer = tuned.base.tokenizer
         limits = {row: min(p.generation.max_tokens, tuned.context_length - len(e)) for row, (p, e) in asked.items()}
         self._answers = {
@@ -125,36 +142,37 @@ class _Answering:
             row: Sampler(p.generation.temperature, p.generation.top_p, p.generation.seed)
             for row, (p, _) in asked.items()
         }
-        self.told = False
+        self._rows, self._tokens = list(asked), list[int]()  # those who are left, and what each of them said last
+        self._batch: Batch | None = None
+        self._cache: Any = None
 
-    def run(self) -> dict[int, Generated]:
-        """The answers by row."""
-        rows = list(self._asked)
-        self._check()
-        batch = self._tuned.batch([self._asked[r][1] for r in rows], [self._asked[r][0].media for r in rows])
-        output = self._tuned.logits(batch, keep=1, use_cache=True)
-        while True:
-            tokens = [self._next(row, logits) for row, logits in zip(rows, output.logits[:, -1].float(), strict=True)]
-            kept = [i for i, row in enumerate(rows) if self._answers[row].finish_reason is None]
-            if not kept:
-                return {row: self._generated(row) for row in self._asked}
-            self._check()
-            batch = following(self._tuned, batch, output.past_key_values, [[tokens[i]] for i in kept], kept)
-            rows = [rows[i] for i in kept]
+    def step(self) -> list[Piece] | None:
+        """The next token of each answer; None if all have ended."""
+        kept = [i for i, row in enumerate(self._rows) if not self._answers[row].finish_reason and not self._gone(row)]
+        if not kept:
+            return None
+        with self._tuned.active(), torch.inference_mode():
+            self._tuned.train(mode=False)
+            batch = self._next(kept)
             output = self._tuned.logits(batch, keep=1, use_cache=True)
+            logits = output.logits[:, -1].float()
+        self._batch, self._cache, self._rows = batch, output.past_key_values, [self._rows[i] for i in kept]
+        self._tokens = [self._samplers[row].draw(one) for row, one in zip(self._rows, logits, strict=True)]
+        return [self._piece(row, token) for row, token in zip(self._rows, self._tokens, strict=True)]
 
-    def _next(self, row: int, logits: Tensor) -> int:
-        token = self._samplers[row].draw(logits)
-        piece = self._answers[row].add(token)
-        if piece and self._emit is not None:
-            self.told = True
-            self._emit(row, piece)
-        return token
+    def _next(self, kept: Sequence[int]) -> Batch:
+        """What those are to read who are `kept`: their prompts, then always their last token."""
+        if self._batch is None:
+            asked = [self._asked[self._rows[i]] for i in kept]
+            return self._tuned.batch([e for _, e in asked], [p.media for p, _ in asked])
+        return following(self._tuned, self._batch, self._cache, [[self._tokens[i]] for i in kept], kept)
 
-    def _generated(self, row: int) -> Generated:
+    def _piece(self, row: int, token: int) -> Piece:
         answer = self._answers[row]
-        assert answer.finish_reason is not None
-        return Generated(answer.text, answer.finish_reason, len(self._asked[row][1]), answer.tokens)
+        text = answer.add(token)
+        if answer.finish_reason is None:
+            return Piece(row, text, None)
+        return Piece(row, text, Generated(answer.text, answer.finish_reason, len(self._asked[row][1]), answer.tokens))
 
 
 def following(

@@ -117,6 +117,6 @@ def _convert(file: Path, folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    del model.config.quantization_config  # from here on it is a plain model
+    vars(model.config).pop("quantization_config", None)  # from here on it is a plain model
     model.hf_quantizer = None
     model.save_pretrained(folder)

@@ -19,12 +19,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.gateway import middleware
+from services.gateway import embedding, middleware
 from services.gateway.app import create_app
 from services.gateway.buckets import Rate
 from services.gateway.deps import Services, open_services
 from shared.db import Sessions
 from shared.jobs.keys import create_key
+from shared.language_models import DEFAULT_LANGUAGE_MODEL
+from shared.queues import Queue
 from shared.settings import Settings
 from tests.integration.gateway.conftest import Pools, serve
 
@@ -46,6 +48,7 @@ def openapi_document() -> dict[str, Any]:
 #: That fields go together (items or input; weights with the method that uses them), and what stands between braces in a
 #: prompt, cannot be said in a JSON schema;
 #: an empty list, sent as a form, is nothing at all; NUL is in no id and no filter, and the corpus sends it everywhere.
+#: Of embeddings 504 is the right answer, since there are no workers here.
 CONFIG = {
     "generation": {"with-security-parameters": False, "allow-x00": False},
     "operations": [
@@ -53,6 +56,11 @@ CONFIG = {
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/prompts", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/prompts/{id}/preview", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/batches", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {
+            "include-name": "POST /v1/embeddings",
+            "checks": {"positive_data_acceptance": {"enabled": False}, "not_a_server_error": {"enabled": False}},
+        },
         {"include-name": "POST /v1/files", "checks": {"negative_data_rejection": {"enabled": False}}},
     ],
 }
@@ -62,6 +70,14 @@ OF_THINGS = schemathesis.openapi.from_dict(openapi_document()).include(path_rege
 some = hypothesis.settings(
     max_examples=10, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_answers() -> Iterator[None]:
+    """There are no workers here: who waits for one, waits in vain, and is told so soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "WAIT_SECONDS", 0.2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +120,15 @@ def things(
         file = client.post("/v1/files", files={"file": ("a.txt", b"text")}).json()["id"]
         drawn = {"name": "thing", "prompt": {"image_text": {"text": "words"}}}
         prompt = client.post("/v1/prompts", json=drawn).json()["id"]
-    pools.run()
+        pools.run(Queue.TEXT, Queue.FUSION)
+        of_file = {"input_file_id": file, "endpoint": "/v1/embeddings"}
+        batch = client.post("/v1/batches", json=of_file).json()["id"]
+        tuning = {"training_file": file, "model": DEFAULT_LANGUAGE_MODEL}
+        tuned = client.post("/v1/fine_tuning/jobs", json=tuning).json()["id"]
     with sessions.begin() as session:
         row, _ = create_key(session, tenant="default", name="thing")
-        return {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "prompts": prompt, "keys": row.id}
+        ids = {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
+        return {**ids, "prompts": prompt, "batches": batch, "fine_tuning": tuned}
 
 
 @OF_THINGS.parametrize()

@@ -1,0 +1,62 @@
+"""What a language model is asked about the items of a feature set, and the label that its words stand for."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shared.conversations import Message, markers
+from shared.ml.feature_parts import vectors_of
+from shared.ml.language.soft_tokens import Media
+from shared.ml.language.tuned import TunedConfig
+from shared.prompts import PromptTemplate
+from shared.queues import Modality
+
+#: May follow a label's word.
+_PUNCTUATION = " \t\n.,;:!?\"'*。，；：！？"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation up to the answer, and what stands for its markers."""
+
+    conversation: list[Message]
+    media: list[Media]
+
+
+def questions(table: pa.Table, config: TunedConfig, prompt: PromptTemplate) -> list[Question]:
+    """Of each row: its own messages, without the answer that they may end with, or else the prompt."""
+    vectors: dict[Modality, NDArray[np.float32]] = {}
+    present: dict[Modality, NDArray[np.bool_]] = {}
+    for modality, projector in config.projectors.items():
+        vectors[modality], present[modality] = vectors_of(table, modality, projector.dimension)
+    conversations: Sequence[str | None] = (
+        table.column("messages").to_pylist() if "messages" in table.column_names else [None] * table.num_rows
+    )
+    found = []
+    for row, (messages, text) in enumerate(zip(conversations, table.column("text").to_pylist(), strict=True)):
+        held = {m: vectors[m][row] for m in vectors if present[m][row]}
+        conversation = prompt.question(text, list(held)) if messages is None else _asked(messages)
+        media = [Media(Modality(name), held.get(Modality(name))) for name in markers(conversation)]
+        found.append(Question(conversation, media))
+    return found
+
+
+def _asked(messages: str) -> list[Message]:
+    conversation = [Message.model_validate(message) for message in json.loads(messages)]
+    return conversation[:-1] if conversation[-1].role == "assistant" else conversation
+
+
+def label_of(answer: str, words: Mapping[str, str]) -> str | None:
+    """The label whose word the answer is, or begins with, whatever its capitals; None if it stands for none.
+
+    `words` has the labels by their words in small letters.
+    """
+    said = answer.strip(_PUNCTUATION).casefold()
+    if said in words:
+        return words[said]
+    begins = [word for word in words if said.startswith(word) and not said[len(word)].isalnum()]
+    return words[max(begins, key=len)] if begins else None
