@@ -17,10 +17,10 @@ from shared.queues import Modality
 
 Loader = Literal["transformers", "torchvision", "mfcc_stats", "speaker", "word2vec", "log_mel_cnn", "hashing"]
 
-#: How a fine_tune job can train the encoders of a loader; those of others stay as they are.
+#: How a fine_tune job can train the encoders of a loader (a border: those of pictures); others stay as they are.
 TRAINING: Mapping[str, frozenset[TrainEncoder]] = {
-    "transformers": frozenset({TrainEncoder.LORA, TrainEncoder.FULL}),
-    "torchvision": frozenset({TrainEncoder.FULL}),
+    "transformers": frozenset({TrainEncoder.LORA, TrainEncoder.FULL, TrainEncoder.BORDER}),
+    "torchvision": frozenset({TrainEncoder.FULL, TrainEncoder.BORDER}),
     "log_mel_cnn": frozenset({TrainEncoder.FULL}),
 }
 
@@ -48,7 +48,13 @@ class EncoderSpec(BaseModel):
 
     def is_trained(self, how: TrainEncoder) -> bool:
         """Whether a job that asks for this trains it on the labels or targets of its items."""
-        return self.supervised or how in TRAINING.get(self.loader, frozenset())
+        return self.supervised or how in self.training
+
+    @property
+    def training(self) -> frozenset[TrainEncoder]:
+        """How a fine_tune job can train it."""
+        known = TRAINING.get(self.loader, frozenset())
+        return known if self.modality is Modality.IMAGE else known - {TrainEncoder.BORDER}
 
     def is_fitted(self, how: TrainEncoder) -> bool:
         """Whether a job that asks for this makes a model of it before it encodes anything."""
@@ -105,6 +111,38 @@ class Catalog(Mapping[str, EncoderSpec]):
                 param=f"encoders.{modality}",
             )
         return spec
+
+
+def text_tower(catalog: Catalog, specs: Mapping[Modality, EncoderSpec], wanted: str | None) -> EncoderSpec:
+    """The text encoder whose vectors lie in the space of these encoders' vectors: all are towers of one dual encoder.
+
+    `wanted` is its id; without it, the first of the catalogue that is. Raises InvalidRequestError
+    (`unsuitable_encoder`, `unknown_encoder`).
+    """
+    if not specs:
+        message = "Nothing is encoded: choose the tower of a dual encoder, such as clip-vit-base-patch32-image."
+        raise InvalidRequestError(message, code="unsuitable_encoder", param="encoders")
+    for modality, spec in specs.items():
+        if not _is_tower(spec):
+            message = f"{spec.id} is no tower of a dual encoder, which class templates need; choose one, or null."
+            raise InvalidRequestError(message, code="unsuitable_encoder", param=f"encoders.{modality}")
+    found = (
+        [spec for spec in catalog.values() if spec.modality is Modality.TEXT and _is_tower(spec)]
+        if wanted is None
+        else [catalog.resolve(Modality.TEXT, wanted)]
+    )
+    for tower in found:
+        if _is_tower(tower) and all(spec.source == tower.source for spec in specs.values()):
+            return tower
+    named = ", ".join(spec.id for spec in specs.values())
+    message = f"The catalogue has no text encoder of the same model as {named}; add one, or name it in text_encoder."
+    if wanted is not None:
+        message = f"{wanted} is not the text tower of the model of {named}."
+    raise InvalidRequestError(message, code="unsuitable_encoder", param="text_encoder")
+
+
+def _is_tower(spec: EncoderSpec) -> bool:
+    return spec.loader == "transformers" and spec.options.get("pooling") == "clip"
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:

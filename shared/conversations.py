@@ -70,8 +70,8 @@ def as_item(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 def _from_sharegpt(fields: Mapping[str, Any]) -> dict[str, Any]:
     turns = fields["conversations"]
     messages = []
-    for turn in turns if isinstance(turns, list) else [None]:
-        role = _SHAREGPT_ROLES.get(turn.get("from", "")) if isinstance(turn, dict) else None
+    for turn in turns if isinstance(turns, list) else [{}]:
+        role = _SHAREGPT_ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None:
             raise ValueError("conversations: each turn needs `from` (human, gpt or system) and `value`")
         messages.append({"role": role, "content": turn.get("value")})

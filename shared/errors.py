@@ -4,6 +4,8 @@ Codes are part of the interface: they are stored in rows, returned over HTTP and
 Messages may change; codes may not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -26,6 +28,16 @@ class TriviumError(Exception):
         self.error_code = code or self.code
         self.param = param
         self.retry_after = retry_after
+
+
+@contextmanager
+def blaming(param: str) -> Iterator[None]:
+    """What is raised within is the fault of this field of the request, whatever its name is further inside."""
+    try:
+        yield
+    except TriviumError as error:
+        error.param = param
+        raise
 
 
 class InvalidRequestError(TriviumError):

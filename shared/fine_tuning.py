@@ -28,11 +28,13 @@ class Preset(StrEnum):
 
 
 class TrainEncoder(StrEnum):
-    """What of the encoders is trained with the head."""
+    """What of the encoders is trained with the head: nothing; low-rank changes of their weights; all weights; of image
+    encoders, a border around every picture, while their weights stay as they are (visual prompting)."""
 
     FROZEN = "frozen"
     LORA = "lora"
     FULL = "full"
+    BORDER = "border"
 
 
 class Optimizer(StrEnum):
@@ -90,17 +92,23 @@ class Training(Strict):
 
 class EncoderTraining(Strict):
     """How encoders are trained on a job's items. What is null depends on what is trained: all weights of a pretrained
-    encoder, an adapter to it (LoRA), or an encoder from scratch."""
+    encoder, an adapter to it (LoRA), a border around its pictures, or an encoder from scratch."""
 
-    epochs: int | None = Field(None, ge=1, le=1000, description="at most; null: 3, from scratch 60")
-    learning_rate: float | None = Field(None, gt=0, le=1, description="null: 2e-5, LoRA 2e-4, from scratch 1e-3")
+    epochs: int | None = Field(None, ge=1, le=1000, description="at most; null: 3, border 20, from scratch 60")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="null: 2e-5, LoRA 2e-4, border 1e-2, from scratch 1e-3"
+    )
     batch_size: int = Field(16, ge=1, le=1024)
     weight_decay: float = Field(0.01, ge=0, le=10)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps in which the learning rate rises")
     patience: int | None = Field(
-        None, ge=1, le=1000, description="epochs without a better validation loss before the end; null: 2, scratch 10"
+        None,
+        ge=1,
+        le=1000,
+        description="epochs without a better validation loss before the end; null: 2, border 5, from scratch 10",
     )
     lora_rank: int = Field(8, ge=1, le=256)
+    border: float = Field(0.125, gt=0, lt=0.5, description="thickness, as a share of the picture's shorter side")
 
 
 class Splitting(Strict):
@@ -128,7 +136,11 @@ class FineTuneRequest(JobOptions, FeatureSource):
     """A job that trains a model on a feature set, or on items that are turned into one first."""
 
     type: Literal[JobType.FINE_TUNE]
-    method: Method = Method.CLASSIFIER
+    method: Method = Field(
+        Method.CLASSIFIER,
+        description="`classifier` learns `label`; `regressor` learns `target`, by the loss Σ(y−ŷ)²/2N (scores have MSE "
+        "without the half); `align` brings what belongs together near each other",
+    )
     preset: Preset = Preset.GOOD
     fusion: FusionChoice | None = Field(None, description="instead of those that the preset tries")
     training: Training = Field(default_factory=Training)

@@ -56,7 +56,12 @@ class LanguageTraining(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     quantization: Literal["none", "4bit"] = Field("none", description="of the model's own weights, where a GPU can")
     max_new_tokens: int = Field(64, ge=1, le=4096, description="of an answer in evaluation")
-    evaluated_items: int = Field(200, ge=1, le=100_000, description="test items that are answered, at most")
+    evaluated_items: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="test items that are answered, at most; of `hard` prompts, validation items too",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
 
@@ -88,3 +93,78 @@ class InstructionRequest(LanguageSource):
     )
     training: LanguageTraining = Field(default_factory=LanguageTraining)
     splitting: Splitting = Field(default_factory=Splitting)
+
+
+class How(StrEnum):
+    """What a prompt is: words as they are, nothing trained (`hard`); learned vectors before the names of classes in the
+    text tower of a dual encoder (`context`, CoOp); or before what a language model reads (`soft`)."""
+
+    HARD = "hard"
+    CONTEXT = "context"
+    SOFT = "soft"
+
+
+class ContextTraining(Strict):
+    """How context vectors are learned (CoOp: Zhou et al., "Learning to prompt for vision-language models", IJCV
+    2022)."""
+
+    length: int = Field(4, ge=1, le=64, description="vectors before the name of a class; unless `words` are given")
+    words: str | None = Field(
+        None, min_length=1, max_length=256, description="where they start, such as `a photo of a`; null: at random"
+    )
+    epochs: int = Field(50, ge=1, le=1000, description="at most; early stopping ends sooner")
+    learning_rate: float = Field(2e-3, gt=0, le=10)
+    batch_size: int = Field(32, ge=1, le=65_536)
+    patience: int = Field(10, ge=1, le=1000, description="epochs without a better validation loss before the end")
+
+
+class PromptRequest(LanguageSource):
+    """A job that makes a classifier of a prompt: of a language model, which says how likely the words of each label
+    are, or of a dual encoder, which compares items with what its text tower makes of the labels."""
+
+    type: Literal[JobType.FINE_TUNE]
+    method: Literal["prompt"]
+    how: How = How.HARD
+    prompts: list[PromptTemplate | str] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="instead of `prompt`: each is tried, and the one that is best on validation items is kept",
+    )
+    language_model: str | None = Field(
+        None,
+        description="of the catalogue, or the id of a tuned one; null: a dual encoder, whose towers are `encoders`",
+    )
+    text_encoder: str | None = Field(
+        None, description="the tower that reads class templates; null: the one of the same model as `encoders`"
+    )
+    calibrated: bool = Field(
+        True,
+        description="of a language model, `hard`: labels that it prefers without an item are held back (contextual "
+        "calibration, Zhao et al. 2021)",
+    )
+    scale: float = Field(100.0, gt=0, le=1000, description="of a dual encoder: what cosines are multiplied by")
+    context: ContextTraining = Field(default_factory=ContextTraining)
+    training: LanguageTraining = Field(default_factory=lambda: LanguageTraining(adapter=Adapter.PROMPT))
+    splitting: Splitting = Field(default_factory=Splitting)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("give either prompt or prompts")
+        if self.how is How.CONTEXT and self.language_model is not None:
+            raise ValueError("how `context` is for dual encoders: leave language_model out")
+        if self.how is How.SOFT and self.language_model is None:
+            raise ValueError("how `soft` is for language models: give language_model")
+        if self.how is not How.HARD and self.prompts is not None:
+            raise ValueError("prompts are tried with how `hard`; give one prompt")
+        if self.how is How.SOFT and self.training.adapter not in (Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX):
+            raise ValueError("how `soft` trains the adapters prompt, p_tuning and prefix")
+        if self.language_model is not None and self.text_encoder is not None:
+            raise ValueError("give either language_model or text_encoder")
+        return self
+
+    @property
+    def templates(self) -> list[PromptTemplate | str]:
+        """Those that are tried; of stored prompts the ids, until the gateway has put these in."""
+        return self.prompts or [self.prompt or PromptTemplate()]

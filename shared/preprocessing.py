@@ -1,8 +1,8 @@
 """What a job may ask to be done to its items before any encoder sees them: `preprocessing` in a request."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Language = Literal["en", "zh"]
 
@@ -23,15 +23,37 @@ class TextPreprocessing(_Options):
     language: Literal["auto", "en", "zh"] = "auto"
 
 
+class DrawnText(_Options):
+    """Words on a picture, in the font that ships: European scripts, Chinese, Japanese, Korean.
+
+    They stand in a band of the picture's centred square, as large as they fit, on as many lines as suit, with an
+    outline that keeps them legible on any ground.
+    """
+
+    text: str = Field(
+        min_length=1, max_length=256, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$", examples=["a photo of an animal"]
+    )
+    place: Literal["top", "middle", "bottom"] = "bottom"
+    height: float = Field(0.25, gt=0, le=1, description="of the band, as a share of the square's")
+    colour: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")
+    outline: str = Field("#000000", pattern=r"^#[0-9a-fA-F]{6}$")
+
+
 class ImagePreprocessing(_Options):
     """How images are decoded. That they are turned upright, laid on white and sized for the encoder is a given.
 
     `fast_jpeg` decodes large JPEGs at 1/2, 1/4 or 1/8 of their size where the encoder scales them down anyway: up to
-    ten times faster, with slightly different vectors.
+    ten times faster, with slightly different vectors. `drawn_text` is drawn on every picture.
     """
 
     grayscale: bool = False
     fast_jpeg: bool = False
+    drawn_text: DrawnText | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fingerprints of the cache are made of this: those of before must stay.
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class AudioPreprocessing(_Options):

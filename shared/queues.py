@@ -31,8 +31,8 @@ class Stage(StrEnum):
     GENERATE = "generate"
 
 
-#: The stages that read one part of a feature set: each shard waits for the fusion of its own.
-PART_STAGES = frozenset({Stage.PREDICT, Stage.INDEX, Stage.GENERATE})
+#: The stages that make something of each part of a feature set, behind its fusion.
+READING = frozenset({Stage.PREDICT, Stage.GENERATE, Stage.INDEX})
 
 
 class Queue(StrEnum):

@@ -5,7 +5,7 @@ No heavy library is imported here: every service, the gateway included, reads th
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -52,6 +52,61 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
+
+
+class BatchStatus(StrEnum):
+    """OpenAI's states of a batch."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+class FineTuningStatus(StrEnum):
+    """OpenAI's states of a fine-tuning job."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class OpenAIStatuses(NamedTuple):
+    """What OpenAI's clients are told of a job: as a batch, before and after its files are written, and as fine-tuning.
+
+    A fine-tuning job that is being cancelled counts as cancelled: nothing can come of it any more.
+    """
+
+    batch: BatchStatus
+    finished_batch: BatchStatus
+    fine_tuning: FineTuningStatus
+
+
+OPENAI_STATUSES: dict[JobStatus, OpenAIStatuses] = {
+    job: OpenAIStatuses(BatchStatus(batch), BatchStatus(finished), FineTuningStatus(fine_tuning))
+    for job, batch, finished, fine_tuning in (
+        (JobStatus.QUEUED, "validating", "validating", "validating_files"),
+        (JobStatus.PLANNING, "validating", "validating", "validating_files"),
+        (JobStatus.RUNNING, "in_progress", "in_progress", "running"),
+        (JobStatus.SUCCEEDED, "finalizing", "completed", "succeeded"),
+        (JobStatus.FAILED, "finalizing", "failed", "failed"),
+        (JobStatus.CANCELLING, "cancelling", "cancelling", "cancelled"),
+        (JobStatus.CANCELLED, "cancelling", "cancelled", "cancelled"),
+    )
+}
+
+#: Failures of a job that are none of its batch: requests that all got an error, and those that came too late.
+BATCH_FAILURES: dict[str, BatchStatus] = {
+    "every_item_failed": BatchStatus.COMPLETED,
+    "deadline_exceeded": BatchStatus.EXPIRED,
+}
 
 
 class Split(StrEnum):
@@ -353,7 +408,9 @@ class Job(BaseModel):
     stages: dict[Stage, StageProgress]
     request: dict[str, Any]
     metadata: Metadata
-    models: list[str] = Field(default_factory=list, description="what it made: see `GET /v1/models/{id}`")
+    models: list[str] = Field(
+        default_factory=list, description="what it made, in this order: see `GET /v1/models/{id}`"
+    )
     error: JobError | None = None
 
 

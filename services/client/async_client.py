@@ -165,6 +165,16 @@ class AsyncChat(Resource):
     stream = _iterate(flows.chat)
 
 
+class AsyncPrompts(Resource):
+    """Prompts as data: `client.prompts`."""
+
+    create = _call(requests.create_prompt)
+    list = _pages(requests.list_prompts)
+    get = _call(requests.get_prompt)
+    preview = _call(requests.preview_prompt)
+    delete = _call(requests.delete_prompt)
+
+
 class AsyncWorkers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -208,6 +218,7 @@ class AsyncClient:
         self.models = AsyncModels(self._wire)
         self.predictions = AsyncPredictions(self._wire)
         self.chat = AsyncChat(self._wire)
+        self.prompts = AsyncPrompts(self._wire)
         self.workers = AsyncWorkers(self._wire)
         self.keys = AsyncKeys(self._wire)
 

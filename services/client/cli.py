@@ -6,7 +6,20 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from services.client.commands import chat, files, jobs, keys, registry, results, search, stack, submit, train, watch
+from services.client.commands import (
+    chat,
+    files,
+    jobs,
+    keys,
+    prompts,
+    registry,
+    results,
+    search,
+    stack,
+    submit,
+    train,
+    watch,
+)
 from services.client.commands.options import Connection
 from services.client.errors import ApiError
 from services.client.rendering import messages
@@ -37,9 +50,9 @@ app = typer.Typer(
 app.command()(submit.submit)
 app.command()(train.train)
 app.command()(train.predict)
-app.command()(chat.chat)
 app.command()(search.index)
 app.command()(search.search)
+app.command()(chat.chat)
 app.command()(jobs.jobs)
 app.command()(jobs.show)
 app.command("watch")(watch.watch_job)
@@ -51,6 +64,7 @@ app.command()(jobs.delete)
 app.command()(registry.models)
 app.command()(registry.workers)
 app.add_typer(registry.model, name="model")
+app.add_typer(prompts.app, name="prompts")
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.command()(stack.up)

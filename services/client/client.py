@@ -163,6 +163,16 @@ class Chat(Resource):
     stream = _iterate(flows.chat)
 
 
+class Prompts(Resource):
+    """Prompts as data: `client.prompts`."""
+
+    create = _call(requests.create_prompt)
+    list = _pages(requests.list_prompts)
+    get = _call(requests.get_prompt)
+    preview = _call(requests.preview_prompt)
+    delete = _call(requests.delete_prompt)
+
+
 class Workers(Resource):
     """The worker processes: `client.workers`."""
 
@@ -207,6 +217,7 @@ class Client:
         self.models = Models(self._wire)
         self.predictions = Predictions(self._wire)
         self.chat = Chat(self._wire)
+        self.prompts = Prompts(self._wire)
         self.workers = Workers(self._wire)
         self.keys = Keys(self._wire)
 

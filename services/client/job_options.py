@@ -5,6 +5,7 @@ from typing import Any, Required, TypedDict
 
 from shared.fine_tuning import FusionChoice, Method, Preset, Search, Splitting, TrainEncoder, Training
 from shared.generation import JobGeneration
+from shared.language_tuning import ContextTraining, How
 from shared.preprocessing import Preprocessing
 from shared.prompts import PromptTemplate
 from shared.schemas import Encoders, Fusion
@@ -45,7 +46,20 @@ class TrainingOptions(EncodingOptions, total=False):
     max_failed_fraction: float
 
 
-class FineTuneOptions(TrainingOptions, total=False):
+class PromptOptions(TypedDict, total=False):
+    """Of a fine_tune job of the method `prompt`."""
+
+    how: How | str
+    prompt: PromptTemplate | Mapping[str, Any] | str
+    prompts: Sequence[PromptTemplate | Mapping[str, Any] | str]
+    language_model: str
+    text_encoder: str
+    calibrated: bool
+    scale: float
+    context: ContextTraining | Mapping[str, Any]
+
+
+class FineTuneOptions(TrainingOptions, PromptOptions, total=False):
     """Of a fine_tune job."""
 
     fusion: FusionChoice | Mapping[str, Any]
@@ -66,14 +80,13 @@ class IndexOptions(JobOptions, total=False):
     model: Required[str]
 
 
-class AnyJobOptions(TrainingOptions, total=False):
+class AnyJobOptions(TrainingOptions, PromptOptions, total=False):
     """Of jobs of all types; which of them a job's type has is the gateway's to say."""
 
     fusion: Fusion | FusionChoice | Mapping[str, Any]
     model: str
     contributions: bool
     generation: JobGeneration | Mapping[str, Any]
-    prompt: PromptTemplate | Mapping[str, Any]
 
 
 class ChatOptions(TypedDict, total=False):

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from shared.prompts import Prompt
 from shared.schemas import (
     File,
     ItemErrorEntry,
@@ -170,6 +171,31 @@ def keys_table(keys: Sequence[Key]) -> Table:
         state = f"revoked {when(key.revoked_at)}" if key.revoked_at else "active"
         used = when(key.last_used_at) if key.last_used_at else "never"
         table.add_row(key.id, key.name, key.tenant, key.scope, key.hint, when(key.created_at), used, state)
+    return table
+
+
+def prompts_table(prompts: Sequence[Prompt]) -> Table:
+    """One row a version."""
+    table = table_of("prompt", "name", "version", "language", "created", "template", right=("version",))
+    for prompt in prompts:
+        words = prompt.prompt.template.replace("\n", " ")
+        table.add_row(
+            prompt.id, prompt.name, str(prompt.version), prompt.prompt.language, when(prompt.created_at), words
+        )  # fmt: skip
+    return table
+
+
+def prompt_details(prompt: Prompt) -> Table:
+    """Everything about one prompt."""
+    table = details()
+    table.add_row("prompt", prompt.id)
+    table.add_row("name", f"{prompt.name}, version {prompt.version}")
+    table.add_row("created", moment(prompt.created_at))
+    for name, value in prompt.prompt.model_dump(mode="json").items():
+        if value:
+            table.add_row(name, _compact(value))
+    if prompt.metadata:
+        table.add_row("metadata", _pairs(prompt.metadata))
     return table
 
 

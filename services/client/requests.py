@@ -16,6 +16,7 @@ from services.client.job_options import AnyJobOptions, ChatOptions
 from services.client.uploads import OnBytes, Upload, file_upload
 from shared.chat import ChatChunk, ChatCompletion
 from shared.predictions import PredictionList
+from shared.prompts import Prompt, PromptPreview, PromptTemplate
 from shared.schemas import (
     Deleted,
     File,
@@ -231,6 +232,11 @@ def create_predictions(
     return Request("POST", "/v1/predictions", PredictionList, json=body, timeout=_TRANSFER_TIMEOUT)
 
 
+def create_search(body: Mapping[str, Any]) -> Request[SearchResults]:
+    """What is near an item, at once."""
+    return Request("POST", "/v1/search", SearchResults, json=body, timeout=_TRANSFER_TIMEOUT)
+
+
 def create_chat(
     *, model: str, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
 ) -> Request[ChatCompletion]:
@@ -251,9 +257,37 @@ def stream_chat(
     return Request("POST", "/v1/chat/completions", ChatChunk, json=body, stream="events", timeout=_TRANSFER_TIMEOUT)
 
 
-def create_search(body: Mapping[str, Any]) -> Request[SearchResults]:
-    """What is near an item, at once."""
-    return Request("POST", "/v1/search", SearchResults, json=body, timeout=_TRANSFER_TIMEOUT)
+def create_prompt(
+    name: str, prompt: PromptTemplate | Mapping[str, Any], *, metadata: Mapping[str, str] | None = None
+) -> Request[Prompt]:
+    """Stores a prompt, which jobs can name by its id. One of a name that is there becomes its next version."""
+    body = to_jsonable_python({"name": name, "prompt": prompt, "metadata": metadata or {}})
+    return Request("POST", "/v1/prompts", Prompt, json=body, repeatable=False)
+
+
+def list_prompts(
+    *, name: str | None = None, language: str | None = None, newest: bool = False, limit: int = 100
+) -> Request[Page[Prompt]]:
+    """The prompts that match all filters, newest first; `newest`: of each name its newest version alone."""
+    given = {"name": name, "language": language, "newest": "true" if newest else None}
+    params: dict[str, str | int] = {key: value for key, value in given.items() if value is not None}
+    return Request("GET", "/v1/prompts", Page[Prompt], params={**params, "limit": limit})
+
+
+def get_prompt(id: str) -> Request[Prompt]:
+    """One version of a prompt."""
+    return Request("GET", f"/v1/prompts/{_part(id)}", Prompt)
+
+
+def preview_prompt(id: str, item: Item | Mapping[str, Any]) -> Request[PromptPreview]:
+    """What language models and encoders are given of an item."""
+    body = to_jsonable_python({"item": item}, exclude_none=True)
+    return Request("POST", f"/v1/prompts/{_part(id)}/preview", PromptPreview, json=body)
+
+
+def delete_prompt(id: str) -> Request[Deleted]:
+    """Deletes one version of a prompt. Jobs that were given it keep what it said."""
+    return Request("DELETE", f"/v1/prompts/{_part(id)}", Deleted)
 
 
 def list_workers(*, limit: int = 100) -> Request[Page[WorkerEntry]]:

@@ -14,9 +14,13 @@ from services.client.rendering import item_counts, rate, span, status_text, took
 from shared.queues import Stage
 from shared.schemas import Job, JobEvent, Split, StageProgress
 
+#: All items are trained on at once: there is nothing to count until the end, and no pace.
+_TRAINING = frozenset({Stage.FIT, Stage.FINE_TUNE})
 #: What events of training say in the bar of their stage, until the next one.
 _TRAINING_NOTES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "training.epoch": lambda e: f"{e['model']}: epoch {e['epoch']}, validation loss {_loss(e['validation_loss'])}",
+    "training.epoch": lambda e: (
+        f"{e.get('model') or e['encoder']}: epoch {e['epoch']}, validation loss {_loss(e['validation_loss'])}"
+    ),
     "training.trial": lambda e: f"trial {e['number'] + 1} ({e['candidate']}): validation loss {_loss(e['loss'])}",
     "training.batch": lambda e: (
         f"{e['model']}: epoch {e['epoch']}, step {e['step']} of {e['steps']}, loss {_loss(e['loss'])}, "
@@ -61,7 +65,7 @@ class JobProgress:
             disable=not console.is_terminal,
         )
         self._told: set[Stage] = set()
-        self._training = ""
+        self._training: dict[Stage, str] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -80,9 +84,10 @@ class JobProgress:
     def tell(self, event: JobEvent) -> None:
         """Says above the bars what goes wrong, and what is done about it; and how training goes."""
         if event.type in _TRAINING_NOTES:
-            self._training = _TRAINING_NOTES[event.type](event.data)
-            if Stage.FINE_TUNE in self._bars:
-                self._progress.update(self._bars[Stage.FINE_TUNE], note=self._training)
+            stage, note = Stage(event.data.get("stage", Stage.FINE_TUNE)), _TRAINING_NOTES[event.type](event.data)
+            self._training[stage] = note
+            if stage in self._bars:
+                self._progress.update(self._bars[stage], note=note)
         elif event.type in _TRAINING_REMARKS:
             self._progress.console.print("•", _TRAINING_REMARKS[event.type](event.data))
         else:
@@ -100,14 +105,13 @@ class JobProgress:
 
     def _show_stage(self, stage: Stage, progress: StageProgress) -> None:
         ended = progress.finished_at is not None
-        # All items are trained on at once: there is nothing to count until the end, and no pace.
-        training = stage is Stage.FINE_TUNE
+        training = stage in _TRAINING
         pace = None if training else rate(progress)
         counted = progress.items_total > 0 and (ended or not training)
         fields: dict[str, Any] = {
             "items": f"{progress.items_done:,}/{progress.items_total:,}" if counted else "",
             "rate": f"{pace:,.0f} items/s" if pace else "",
-            "note": self._training if training and not ended else _note(progress, pace),
+            "note": self._training.get(stage, "") if training and not ended else _note(progress, pace),
         }
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(stage.value, total=None, **fields)

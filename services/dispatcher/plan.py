@@ -1,11 +1,13 @@
 """What the dispatcher does with a plan shard: finds the job's manifest, reads it, and writes its slices."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from services.dispatcher.batches.planning import BatchPlan
 from services.dispatcher.manifests.detection import open_object, open_prefix
 from services.dispatcher.manifests.reading import Reading
 from shared.catalog import Catalog
@@ -15,8 +17,8 @@ from shared.jobs.encoders import with_models
 from shared.jobs.files import get_file, locate_files, pin_files
 from shared.jobs.models import JobFile
 from shared.jobs.records import Lease, Plan
-from shared.planning import Place, PlanRequest, Source, plan_rows
-from shared.schemas import MediaLocation
+from shared.planning import Place, PlanRequest, Row, Source, plan_rows
+from shared.schemas import MediaLocation, Split
 from shared.storage import keys
 from shared.storage.imports import allowed_prefix
 from shared.worker.context import WorkerContext
@@ -25,11 +27,15 @@ from shared.worker.control import Control
 
 @dataclass(frozen=True)
 class ManifestPlace:
-    """Where a job's manifest is: an object of the platform's bucket, or a folder of a bucket."""
+    """Where a job's manifest is: an object of the platform's bucket, or a folder of a bucket.
+
+    `validation` is the object of a second one, whose items validate.
+    """
 
     key: str | None = None
     bucket: str = ""
     folder: str = ""
+    validation: str | None = None
 
 
 class PlanJob:
@@ -50,7 +56,11 @@ class PlanJob:
             if source.s3_prefix is not None:
                 bucket, folder = self._allowed(source.s3_prefix, lease.tenant)
                 return ManifestPlace(bucket=bucket, folder=folder)
-            return ManifestPlace(control.patiently(partial(self._key_of, lease.tenant, source.file_id or "")))
+            validation = (lease.request.get("openai") or {}).get("validation_file")
+            return ManifestPlace(
+                control.patiently(partial(self._key_of, lease.tenant, source.file_id or "")),
+                validation=validation and control.patiently(partial(self._key_of, lease.tenant, validation)),
+            )
         except (InvalidRequestError, NotFoundError) as error:
             raise JobError(error.message, code=error.error_code) from error
 
@@ -59,8 +69,11 @@ class PlanJob:
         context, request = self._context, PlanRequest.of(lease.request)
         catalog = control.patiently(lambda: self._catalog(lease, request))
         reading = Reading(context.store, context.settings.limits, lease.job_id, lease.token, control.check)
-        source = _open(reading, prepared)
-        return plan_rows(
+        batch = BatchPlan.of(reading, prepared.key or "", lease.request)
+        if batch is not None and (refused := batch.refused()) is not None:
+            return refused
+        source = _open(reading, prepared) if batch is None else Source(batch.rows())
+        plan = plan_rows(
             source,
             request,
             Place(context.store, lease.job_id, lease.token),
@@ -70,6 +83,7 @@ class PlanJob:
             resolve_files=partial(find_files, context.sessions, lease),
             check=control.check,
         )
+        return plan if batch is None else batch.counted(plan)
 
     def store(self, lease: Lease, output: Plan, control: Control) -> Plan:  # noqa: ARG002
         """Everything is stored already: slices are written while the manifest is read."""
@@ -95,9 +109,20 @@ class PlanJob:
 
 
 def _open(reading: Reading, place: ManifestPlace) -> Source:
-    if place.key is not None:
-        return open_object(reading, place.key)
-    return open_prefix(reading, place.bucket, place.folder)
+    if place.key is None:
+        return open_prefix(reading, place.bucket, place.folder)
+    source = open_object(reading, place.key)
+    if place.validation is None:
+        return source
+    validating = map(_validating, open_object(reading, place.validation).rows)
+    return replace(source, rows=chain(source.rows, validating))
+
+
+def _validating(row: Row) -> Row:
+    """A row of the second manifest: it has a name of its own, though its line may be that of another row."""
+    if row.problems:
+        return row
+    return replace(row, fields={"id": f"validation-line-{row.line}", "split": Split.VALIDATION, **row.fields})
 
 
 def find_files(sessions: Sessions, lease: Lease, ids: Collection[str]) -> Mapping[str, MediaLocation]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from services.dispatcher.metrics import Metrics
-from services.dispatcher.steps import cache, deletion, publish, rescue
+from services.dispatcher.steps import batches, cache, deletion, publish, rescue
 from services.dispatcher.steps.context import Run, SweepContext
 from services.dispatcher.steps.orphans import OrphanSearch
 from shared.observability import get_logger
@@ -45,6 +45,7 @@ def housekeeping_steps() -> list[Step]:
     """What may take its time."""
     return [
         Step("publish", publish.publish),
+        Step("batches", batches.finish),
         Step("delete_jobs", deletion.delete_jobs),
         Step("orphans", OrphanSearch()),
         Step("evict", cache.evict, MINUTE / 4),

@@ -3,6 +3,7 @@
 Mitchell et al., "Model cards for model reporting" (FAT* 2019).
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -23,11 +24,12 @@ def model_card(metrics: Mapping[str, Any], config: TrainedConfig, plots: Sequenc
     sections = [
         _head(metrics, config),
         data_section(metrics),
-        _scores(metrics),
+        score_table(metrics),
+        *([prompts_section(metrics["prompts"])] if metrics.get("prompts") else []),
         _alone(metrics),
         _contributions(metrics),
         _robustness(metrics),
-        *([_classes(metrics)] if "classes" in metrics["test"] else []),
+        *([class_table(metrics)] if "classes" in metrics["test"] else []),
         *([_folds(metrics)] if "folds" in metrics else []),
         _usage(metrics),
         _making(metrics),
@@ -76,11 +78,27 @@ def data_section(metrics: Mapping[str, Any]) -> str:
     return "\n".join([f"## Data\n\nItems: {items}.\n", *(notes or ["The checks found nothing odd."])])
 
 
-def _scores(metrics: Mapping[str, Any]) -> str:
+def score_table(metrics: Mapping[str, Any]) -> str:
+    """The scores on test items."""
     test = metrics["test"]
     return "## Scores on test items\n\n" + table(
         ["score", "value"], [(name.replace("_", " "), test[name]) for name in _HEADLINES if name in test]
     )
+
+
+def prompts_section(prompts: Sequence[Mapping[str, Any]]) -> str:
+    """The prompts that were tried, best first."""
+    rows = [
+        (place, tried["validation_score"], tried["validation_loss"], _words_of(tried["prompt"]))
+        for place, tried in enumerate(prompts, 1)
+    ]
+    note = "The first is the one that is used: it is best on validation items."
+    return f"## Prompts\n\n{table(['', 'score on validation items', 'loss', 'prompt'], rows)}\n\n{note}"
+
+
+def _words_of(prompt: Mapping[str, Any]) -> str:
+    """What was given of a prompt, in one line; what is usual was not."""
+    return "; ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in prompt.items()) or "as usual"
 
 
 def _alone(metrics: Mapping[str, Any]) -> str:
@@ -114,7 +132,8 @@ def _robustness(metrics: Mapping[str, Any]) -> str:
     return "## Robustness\n\n" + "\n\n".join([*tables, note])
 
 
-def _classes(metrics: Mapping[str, Any]) -> str:
+def class_table(metrics: Mapping[str, Any]) -> str:
+    """The scores of each class."""
     columns = ["items", "precision", "recall", "f1", "auroc", "average_precision"]
     rows = [(name, *(row[column] for column in columns)) for name, row in metrics["test"]["classes"].items()]
     return "## Classes\n\n" + table(["class", *(c.replace("_", " ") for c in columns)], rows)

@@ -13,7 +13,7 @@ from shared.ml.multimodal import MultimodalModel
 
 
 def fit_in_closed_form(network: MultimodalModel, train: Batch) -> Fit:
-    """The projections of CCA for a network of the fusion `align` without embeddings, its standardisation fitted.
+    """The projections of CCA for a network of the fusion `align` without embeddings, on standardised items.
 
     Raises JobError (`no_common_space`).
     """

@@ -10,11 +10,11 @@ import torch
 from services.finetune.candidates import Candidate
 from services.finetune.closed_form import fit_in_closed_form
 from services.finetune.objectives import Batch, Objective
-from services.finetune.outcome import as_json
 from services.finetune.training import Fit, OnEpoch, Trainer
 from shared.errors import JobError
+from shared.json_numbers import as_json
 from shared.ml.checkpoints import pack, unpack
-from shared.ml.multimodal import MultimodalConfig, MultimodalModel
+from shared.ml.multimodal import MultimodalConfig, MultimodalModel, Scales, fit_standardisation
 from shared.ml.repeatable import derived_seed
 from shared.worker.progress import Progress
 
@@ -46,14 +46,36 @@ def described(network: Network, weight: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where networks for one problem are trained. `name` tells what is done here from the rest of the run."""
+    """Where networks for one problem are trained. `name` tells what is done here from the rest of the run.
+
+    `train` and `validation` are standardised by `scales`.
+    """
 
     name: str
     train: Batch
     validation: Batch
+    scales: Scales
     objective: Callable[[], Objective]
     outputs: int | None
     progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        train: Batch,
+        validation: Batch,
+        objective: Callable[[], Objective],
+        outputs: int | None,
+        progress: Progress,
+    ) -> "Bench":
+        """With items as they are, which are standardised in place, once for all networks."""
+        scales = {
+            m: fit_standardisation(rows[train.mask[m]]) for m, rows in train.vectors.items() if train.mask[m].any()
+        }
+        for part in (train, validation):
+            part.standardise(scales)
+        return cls(name, train, validation, scales, objective, outputs, progress)
 
     def fit_all(self, candidates: Sequence[Candidate]) -> list[Network]:
         """All that can be trained. Raises JobError (`training_diverged`) if none can."""
@@ -85,7 +107,8 @@ class Bench:
         device = self.train.answers.device
         torch.manual_seed(derived_seed(candidate.seed, "weights"))
         network = MultimodalModel(self._config(candidate)).to(device)
-        network.fit_standardisation(self.train.vectors, self.train.mask)
+        network.set_scales(self.scales)
+        network.takes_standardised = True
         if candidate.in_closed_form:
             return fit_in_closed_form(network, self.train)
         objective = self.objective().to(device)

@@ -127,7 +127,7 @@ def model_of(run: Run, network: Network) -> TrainedModel:
 
 def _bench(name: str, run: Run) -> Bench:
     weights = None if run.problem.weights is None else torch.from_numpy(run.problem.weights).float()
-    return Bench(
+    return Bench.of(
         name,
         train=make_batch(run.data, run.parts.train, run.answers, run.outside.device),
         validation=make_batch(run.data, run.problem.learnable(run.parts.validation), run.answers, run.outside.device),

@@ -16,7 +16,7 @@ from services.finetune.problem import Answers, Problem
 from shared.errors import JobError
 from shared.ml.fusion.align import AlignFusion
 from shared.ml.fusion.info_nce import InfoNCE
-from shared.ml.multimodal import MultimodalModel
+from shared.ml.multimodal import MultimodalModel, Scales
 from shared.ml.trained import Task
 from shared.queues import Modality
 
@@ -41,6 +41,14 @@ class Batch:
             {m: k[index] for m, k in self.mask.items()},
             self.answers[index],
         )
+
+    def standardise(self, scales: Scales) -> None:
+        """In place; zeros, which then are the mean, stand where a modality is missing."""
+        for modality, scale in scales.items():
+            rows = self.vectors[modality]
+            mean, std = (tensor.to(rows) for tensor in scale)
+            rows[~self.mask[modality]] = mean
+            rows.sub_(mean).div_(std)
 
 
 def make_batch(data: Dataset, rows: Rows, answers: Answers, device: torch.device) -> Batch:

@@ -6,25 +6,29 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from services.finetune.data import Dataset, read_parts
 from services.finetune.language.data import Conversations, read_conversations
 from services.finetune.modelling import Outside
+from services.finetune.prompting.pretrained import pretrained
 from services.finetune.recipes import Outcome, fine_tune
 from services.finetune.recipes.instruction import tune_language_model
-from shared.errors import JobError
-from shared.fine_tuning import FineTuneRequest, reads_text
+from shared.errors import InvalidRequestError, JobError
 from shared.ids import new_id
 from shared.jobs import registry
 from shared.jobs.encoders import MODEL, encoder_ids
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
 from shared.language_models import find_language_model
-from shared.language_tuning import InstructionRequest
+from shared.language_tuning import How, InstructionRequest, PromptRequest
 from shared.ml.feature_parts import find_parts, read_part
 from shared.ml.language.adapters import ADAPTER
-from shared.ml.language.loading import load_language_model
-from shared.ml.language.tuned import CONFIG, FILES, PROJECTOR
+from shared.ml.language.loading import LanguageModel, load_language_model
+from shared.ml.language.tuned import CONFIG, FILES, PROJECTOR, TunedLanguageModel
 from shared.queues import Modality, Stage
+from shared.requests import JobRequest
 from shared.storage import keys
 from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control
@@ -33,7 +37,9 @@ from shared.worker.progress import JobProgress
 from shared.worker.slices import read_verified
 
 #: The files by which the row of a model knows it: the first of them that it has.
-WEIGHTS = ("model.safetensors", ADAPTER, PROJECTOR)
+WEIGHTS = ("model.safetensors", ADAPTER, PROJECTOR, CONFIG)
+
+_REQUEST: TypeAdapter[Any] = TypeAdapter(JobRequest)
 
 _CONTENT_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
 
@@ -48,7 +54,10 @@ class FineTune:
         """There is no model yet."""
 
     def prepare(self, lease: Lease, control: Control) -> Dataset | Conversations:
-        """Reads the feature set. Raises JobError (`features_too_large`) if it does not fit into memory."""
+        """Reads the feature set; its words too, if a language model asks for them.
+
+        Raises JobError (`features_too_large`) if it does not fit into memory.
+        """
         dimensions = {Modality(m): int(d) for m, d in lease.schema["dimensions"].items() if m != "fused"}
         parts = control.patiently(lambda: find_parts(self._context.sessions, lease))
         size, limit = 4 * sum(p.rows for p in parts) * sum(dimensions.values()), self._memory()
@@ -56,7 +65,7 @@ class FineTune:
             message = f"The vectors take {size} bytes; this worker has {limit} for them. Train on fewer items."
             raise JobError(message, code="features_too_large")
         tables = (control.patiently(partial(read_part, self._context.store, part)) for part in parts)
-        if reads_text(lease.request):
+        if lease.request.get("language_model") is not None:
             return read_conversations(tables, dimensions)
         dataset = read_parts(tables, dimensions)
         named = lease.schema.get("splits")
@@ -67,29 +76,52 @@ class FineTune:
 
     def run(self, lease: Lease, prepared: Dataset | Conversations, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
-        asked = lease.request | {"features": lease.job_id, "input": None}
+        # Its items are in the feature set; where they were found does not matter any more.
+        request = _REQUEST.validate_python(lease.request | {"features": lease.job_id, "input": None})
         progress = JobProgress(self._context, lease, control)
-        if isinstance(prepared, Conversations):
-            outcome = self._tune(lease, InstructionRequest.model_validate(asked), prepared, progress, control)
+        if isinstance(prepared, Conversations) and not _asks_only(request):
+            outcome = self._tune(lease, request, prepared, progress, control)
         else:
-            outcome = fine_tune(prepared, FineTuneRequest.model_validate(asked), progress)
+            models = pretrained(self._context, lease, control, lambda: self._language_model(lease, request, control))
+            outcome = fine_tune(prepared, request, progress, models=models)
         progress.flush()
         return outcome
 
     def _tune(
-        self, lease: Lease, request: InstructionRequest, data: Conversations, progress: JobProgress, control: Control
+        self,
+        lease: Lease,
+        request: InstructionRequest | PromptRequest,
+        data: Conversations,
+        progress: JobProgress,
+        control: Control,
     ) -> Outcome:
         """A tuned language model. Raises JobError, if the base model cannot be loaded for one."""
-        start = self._files_of(request.language_model, lease.tenant, control)
-        id = request.language_model if start is None else json.loads(start[CONFIG])["language_model"]
-        spec = find_language_model(self._context.language_models, id)
-        progress.report("step", doing=f"loading {spec.id}")
+        progress.report("step", doing=f"loading {lease.request['language_model']}")
+        base, start = self._base(lease, request, control)
+        return tune_language_model(data, request, base, Outside(progress, base.device), start=start)
+
+    def _language_model(self, lease: Lease, request: PromptRequest, control: Control) -> TunedLanguageModel:
+        """The one that a prompt is put to, as it is."""
+        base, files = self._base(lease, request, control)
+        return TunedLanguageModel.plain(base) if files is None else TunedLanguageModel.load(files, base)
+
+    def _base(
+        self, lease: Lease, request: InstructionRequest | PromptRequest, control: Control
+    ) -> tuple[LanguageModel, dict[str, bytes] | None]:
+        """The base model that a request asks for, and the files of the tuned one if it names one."""
+        named = lease.request["language_model"]
+        files = self._files_of(named, lease.tenant, control)
+        base_id = named if files is None else json.loads(files[CONFIG])["language_model"]
+        try:
+            spec = find_language_model(self._context.language_models, base_id)
+        except InvalidRequestError as error:
+            raise JobError(error.message, code=error.error_code, param=error.param) from error
         training, worker = request.training, self._context.settings.worker
         precision = worker.precision if training.precision == "auto" else training.precision
         base = load_language_model(
             spec, device=worker.device, precision=precision, quantization=training.quantization
         )  # fmt: skip
-        return tune_language_model(data, request, base, Outside(progress, base.device), start=start)
+        return base, files
 
     def _files_of(self, id: str, tenant: str, control: Control) -> dict[str, bytes] | None:
         """The files of a tuned model whose training goes on; None if `id` is one of the catalogue."""
@@ -124,8 +156,8 @@ class FineTune:
             },
         }
         model = NewModel(
-            id=model_id, kind=lease.request["method"], modality=None, dimension=int(output.spec["dimension"]),
-            fingerprint=weights.sha256, spec=spec,
+            id=model_id, kind=output.kind or lease.request["method"], modality=None,
+            dimension=int(output.spec["dimension"]), fingerprint=weights.sha256, spec=spec,
         )  # fmt: skip
         # On the feature set of another job, nobody has counted its items in this one.
         counted = lease.items if "features" in lease.spec else 0
@@ -138,6 +170,11 @@ class FineTune:
 
     def _memory(self) -> int:
         return self._context.settings.worker.model_memory_bytes // 2
+
+
+def _asks_only(request: Any) -> bool:
+    """Whether a language model stays as it is."""
+    return isinstance(request, PromptRequest) and request.how is How.HARD
 
 
 def _divided(dataset: Dataset, splits: bytes) -> Dataset:

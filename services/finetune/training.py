@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from services.finetune.objectives import Batch, Objective
-from services.finetune.outcome import as_json
 from services.finetune.settings import Settings
 from shared.fine_tuning import Optimizer, Schedule
+from shared.json_numbers import as_json
 from shared.language_tuning import LanguageTraining
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.device import has_fast_bf16
@@ -23,9 +23,6 @@ from shared.worker.progress import Progress
 
 #: Name of the checkpoint of the network that is just being trained.
 RUNNING = "running"
-
-#: A checkpoint is written when the last one is this old.
-CHECKPOINT_SECONDS = 20.0
 
 _ROWS_AT_ONCE = 8192
 _MOMENTUM = 0.9
@@ -64,6 +61,7 @@ class Trainer:
         self._name, self._network, self._objective = name, network, objective
         self._settings, self._seed, self._progress = settings, seed, progress
         self._optimizer = make_optimizer([network, objective], settings)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._device = next(network.parameters()).device
         self._best: dict[str, Tensor] = {}
         self._best_epoch, self._best_loss = 0, math.inf
@@ -76,19 +74,16 @@ class Trainer:
         if on_epoch is not None:
             for entry in self._history:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
-        saved = time.monotonic()
         while not self._is_finished():
             begun = time.monotonic()
             self._epoch(train, validation)
-            now = time.monotonic()
-            self._seconds += now - begun
+            self._seconds += time.monotonic() - begun
             entry = self._history[-1]
             self._progress.report("epoch", model=self._name, **as_json(entry))
             if on_epoch is not None:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
-            if now - saved >= CHECKPOINT_SECONDS:
+            if self._progress.is_due():
                 self._progress.save(RUNNING, self._checkpoint())
-                saved = now
         return Fit(self._best, self._best_loss, self._best_epoch, self._history, self._seconds)
 
     def _is_finished(self) -> bool:
@@ -124,8 +119,7 @@ class Trainer:
         with mixed_precision(self._device, self._settings):
             total, weight = self._objective(self._network, batch)
         (total / weight).backward()
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self._settings.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.gradient_clip)
         self._optimizer.step()
         return float(total.detach()), float(weight)
 
@@ -194,4 +188,5 @@ def make_optimizer(modules: list[torch.nn.Module], settings: Settings) -> torch.
 def mixed_precision(device: torch.device, settings: Settings) -> AbstractContextManager[object]:
     """Autocast to bf16: when asked for, and by itself on a GPU that computes it in hardware."""
     auto = settings.precision == "auto" and device.type == "cuda" and has_fast_bf16(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=auto or settings.precision == "bf16")
+    asked = settings.precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if auto or asked else nullcontext()

@@ -3,10 +3,11 @@
 import shutil
 from collections.abc import Mapping
 
-from shared.catalog import TRAINING, Catalog, EncoderSpec
+from shared.catalog import Catalog, EncoderSpec, text_tower
 from shared.errors import InvalidRequestError, StorageFullError, TooLargeError
 from shared.fine_tuning import FineTuneRequest, Method, TrainEncoder
 from shared.fusion_parameters import validate_parameters
+from shared.language_tuning import PromptRequest
 from shared.queues import Modality
 from shared.requests import JobRequest
 from shared.schemas import FeaturesRequest, FusionMethod, ItemSource
@@ -25,6 +26,8 @@ def check(request: JobRequest, tenant: str, settings: Settings, catalog: Catalog
     elif isinstance(request, FineTuneRequest):
         _check_training(request)
         _check_encoder_training(request, specs)
+    elif isinstance(request, PromptRequest) and request.language_model is None and request.features is None:
+        text_tower(catalog, specs, request.text_encoder)
     if not isinstance(request, FineTuneRequest):
         _check_not_supervised(specs)
     _check_source(request, tenant, settings)
@@ -53,9 +56,7 @@ def _check_encoder_training(request: FineTuneRequest, specs: Mapping[Modality, E
     trained = [spec.id for spec in specs.values() if spec.is_trained(how)]
     if not trained:
         if how is not TrainEncoder.FROZEN:
-            known = "; ".join(
-                f"{spec.id}: {', '.join(sorted(TRAINING.get(spec.loader, ['frozen'])))}" for spec in specs.values()
-            )
+            known = "; ".join(f"{spec.id}: {', '.join(sorted(spec.training)) or 'frozen'}" for spec in specs.values())
             raise InvalidRequestError(f"None of the encoders can be trained so ({known}).", param="train_encoder")
         return
     if request.method is Method.ALIGN:

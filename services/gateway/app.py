@@ -14,7 +14,22 @@ from services.gateway.errors import add_error_handlers
 from services.gateway.metrics import Metrics
 from services.gateway.middleware import BodyLimitMiddleware, RateLimitMiddleware, RequestMiddleware
 from services.gateway.openapi import TAGS
-from services.gateway.routes import chat, files, health, jobs, keys, models, predictions, results, search, workers
+from services.gateway.routes import (
+    batches,
+    chat,
+    embeddings,
+    files,
+    fine_tuning,
+    health,
+    jobs,
+    keys,
+    models,
+    predictions,
+    prompts,
+    results,
+    search,
+    workers,
+)
 from shared.lanes.client import LaneClient
 from shared.version import trivium_version
 
@@ -53,7 +68,10 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=limits.json_bytes, uploads=files.UPLOAD_PATH)
     app.add_middleware(RateLimitMiddleware, buckets=app.state.buckets, limits=limits)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)  # the last one added is the outermost
-    for routes in (files, jobs, results, predictions, chat, search, models, workers, keys, health):
+    for routes in (
+        files, jobs, results, predictions, search, embeddings, chat, batches, fine_tuning, models, prompts, workers,
+        keys, health,
+    ):  # fmt: skip
         app.include_router(routes.router)
     return app
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from itertools import takewhile
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from starlette.routing import Match
 from shared.db import is_outage
 from shared.errors import AuthenticationError, InvalidRequestError, TriviumError, UnavailableError
 from shared.observability import get_logger
+from shared.requests import TAGS
 from shared.schemas import ErrorBody, ErrorResponse, JobType
 
 log = get_logger(__name__)
@@ -29,6 +31,9 @@ _CLIENT_CLOSED = 499
 
 #: How pydantic writes a choice that is a member of an enum; callers know only its value.
 _MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
+
+#: In the place of an error, a member of a union: which kind of value was tried.
+_MEMBER_TAG = re.compile(r"(str|int|float|bool|(literal|list)\[.*|constrained-\w+|[A-Z]\w*)")
 
 #: More wrong fields than this are not named one by one.
 _NAMED_FIELDS = 3
@@ -154,6 +159,8 @@ def _summary(problems: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _path(location: Sequence[Any]) -> str | None:
-    """`("body", "features", "items", 3, "id")` → `items.3.id`: the job's type is no field on the way."""
-    place = location[2:] if location[1:2] and location[0] == "body" and location[1] in set(JobType) else location[1:]
-    return ".".join(str(part) for part in place) or None
+    """`("body", "features", "items", 3, "id")` → `items.3.id`: the job's type is no field on the way, and what kinds of
+    values a field might have is none of its name."""
+    place = location[2:] if location[1:2] and location[0] == "body" and location[1] in TAGS else location[1:]
+    named = takewhile(lambda part: not _MEMBER_TAG.fullmatch(part), map(str, place))
+    return ".".join(named) or None

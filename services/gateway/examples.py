@@ -55,6 +55,19 @@ JOB_REQUESTS: dict[str, Any] = {
             "encoder_training": {"epochs": 3, "lora_rank": 8},
         },
     },
+    "prompt": {
+        "summary": "A classifier of a dual encoder: the best of two ways to put its classes, nothing is trained",
+        "value": {
+            "type": "fine_tune",
+            "method": "prompt",
+            "input": {"file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz"},
+            "encoders": {"text": None, "image": "clip-vit-base-patch32-image", "audio": None},
+            "prompts": [
+                {"class_templates": ["a photo of a {label}."]},
+                {"class_templates": ["a photo of a {label}.", "a drawing of a {label}.", "the {label}"]},
+            ],
+        },
+    },
     "predict": {
         "summary": "What a model says of new items",
         "value": {
@@ -172,6 +185,70 @@ MODEL: dict[str, Any] = {
     "files": [],
 }
 
+_TEMPLATE: dict[str, Any] = {
+    "template": "{image}Is this post a rumour? Answer yes or no.\n{text}",
+    "system": None,
+    "verbalizers": {"rumour": ["yes"], "news": ["no"]},
+    "class_templates": ["a post that is {label}"],
+    "image_text": None,
+    "language": "en",
+}
+
+PROMPT_REQUESTS: dict[str, Any] = {
+    "question": {
+        "summary": "A question for a language model, and the words for its answers",
+        "value": {
+            "name": "rumour",
+            "prompt": {name: _TEMPLATE[name] for name in ("template", "verbalizers")},
+        },
+    },
+    "classes": {
+        "summary": "How classes are put to a dual encoder, in two ways, and words drawn on each picture",
+        "value": {
+            "name": "animals-zh",
+            "prompt": {
+                "class_templates": ["一张{label}的照片", "a photo of a {label}."],
+                "verbalizers": {"cat": ["猫", "cat"], "dog": ["狗", "dog"]},
+                "image_text": {"text": "动物", "place": "bottom"},
+                "language": "zh",
+            },
+        },
+    },
+}
+
+PROMPT: dict[str, Any] = {
+    "id": "prompt-01k9w0d4n6s8v1x3z5b7d9f2hk",
+    "object": "prompt",
+    "name": "rumour",
+    "version": 2,
+    "created_at": 1794787200,
+    "prompt": _TEMPLATE,
+    "metadata": {},
+}
+
+PREVIEW_REQUESTS: dict[str, Any] = {
+    "item": {
+        "summary": "A post with a picture",
+        "value": {"item": {"id": "post-1", "text": "The bridge is closed", "image": "file-…", "label": "rumour"}},
+    },
+}
+
+PROMPT_PREVIEW: dict[str, Any] = {
+    "object": "prompt.preview",
+    "conversation": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image"},
+                {"type": "text", "text": "Is this post a rumour? Answer yes or no.\nThe bridge is closed"},
+            ],
+        }
+    ],
+    "text": "user: [image]Is this post a rumour? Answer yes or no.\nThe bridge is closed",
+    "class_texts": {"rumour": ["a post that is yes"], "news": ["a post that is no"]},
+    "image": None,
+}
+
 WORKER: dict[str, Any] = {
     "id": "worker-01k9w0b1",
     "object": "worker",
@@ -241,6 +318,40 @@ PREDICTIONS: dict[str, Any] = {
     ],
 }
 
+SEARCH_REQUESTS: dict[str, Any] = {
+    "by voice": {
+        "summary": "Pictures of test items, by a sound",
+        "value": {
+            "index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx",
+            "query": {"audio": "data:audio/ogg;base64,AAAA"},
+            "modality": "image",
+            "filter": {"split": "test"},
+        },
+    },
+    "by item": {
+        "summary": "What is like an item of the index",
+        "value": {"index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx", "query": {"id": "post-3"}, "limit": 5},
+    },
+}
+
+SEARCH_RESULTS: dict[str, Any] = {
+    "object": "list",
+    "index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx",
+    "data": [
+        {
+            "id": "post-17",
+            "score": 0.71,
+            "modality": "image",
+            "label": ["animals"],
+            "split": "test",
+            "metadata": {"language": "en"},
+            "text": "A dog that barks at the sea",
+            "image_ref": "pictures/17.webp",
+            "audio_ref": None,
+        }
+    ],
+}
+
 CHAT_REQUESTS: dict[str, Any] = {
     "words": {
         "summary": "Words",
@@ -292,40 +403,6 @@ data: {"id":"chatcmpl-…","created":1794787300,"model":"model-…","object":"ch
 data: [DONE]
 
 """
-
-SEARCH_REQUESTS: dict[str, Any] = {
-    "by voice": {
-        "summary": "Pictures of test items, by a sound",
-        "value": {
-            "index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx",
-            "query": {"audio": "data:audio/ogg;base64,AAAA"},
-            "modality": "image",
-            "filter": {"split": "test"},
-        },
-    },
-    "by item": {
-        "summary": "What is like an item of the index",
-        "value": {"index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx", "query": {"id": "post-3"}, "limit": 5},
-    },
-}
-
-SEARCH_RESULTS: dict[str, Any] = {
-    "object": "list",
-    "index": "job-01k9w0g7n3q8w2e5r9t4y6u1zx",
-    "data": [
-        {
-            "id": "post-17",
-            "score": 0.71,
-            "modality": "image",
-            "label": ["animals"],
-            "split": "test",
-            "metadata": {"language": "en"},
-            "text": "A dog that barks at the sea",
-            "image_ref": "pictures/17.webp",
-            "audio_ref": None,
-        }
-    ],
-}
 
 METRICS = 'trivium_queue_shards{queue="text",state="ready"} 12.0\n'
 

@@ -50,9 +50,14 @@ class _Enclosing:
 
 
 def locate(
-    session: Session, tenant: str, items: Sequence[Item], modalities: Collection[Modality], settings: Settings
+    session: Session,
+    tenant: str,
+    items: Sequence[Item],
+    modalities: Collection[Modality],
+    settings: Settings,
+    param: str = "items",
 ) -> Contents:
-    """Finds texts, and pictures and sounds by `data:` URI or file id, as jobs do.
+    """Finds texts, and pictures and sounds by `data:` URI or file id, as jobs do; `param` is the request's field.
 
     Raises TooLargeError if what is in the request, or what it names, is more than can be waited for, and
     InvalidRequestError (`invalid_unicode`).
@@ -75,7 +80,7 @@ def locate(
                 found[index] = reference if modality is Modality.TEXT else resolver.locate(reference)
             except ItemError as error:
                 contents.blame(index, modality, Fault(code=error.error_code, message=error.message))
-        _check_size(modality, found.values(), limits)
+        _check_size(modality, found.values(), limits, param)
     return contents
 
 
@@ -108,22 +113,22 @@ async def encode(lanes: LaneClient, contents: Contents, asking: Asking) -> dict[
     return encoded
 
 
-def _check_size(modality: Modality, contents: Collection[str | MediaLocation], limits: Limits) -> None:
+def _check_size(modality: Modality, contents: Collection[str | MediaLocation], limits: Limits, param: str) -> None:
     try:
         sent = sum(len(one.encode()) if isinstance(one, str) else len(one.data or "") for one in contents)
     except UnicodeEncodeError as error:
         message = "The items hold text that is not valid Unicode (half of a surrogate pair)."
-        raise InvalidRequestError(message, code="invalid_unicode", param="items") from error
+        raise InvalidRequestError(message, code="invalid_unicode", param=param) from error
     if sent > limits.lane_bytes:
         message = (
             f"The items hold {sent} bytes of {modality}; {limits.lane_bytes} are allowed in a request that is waited "
             "for. Send fewer items, or name pictures and sounds by the ids of uploaded files, or send a job."
         )
-        raise TooLargeError(message, param="items")
+        raise TooLargeError(message, param=param)
     stored = sum(one.size or 0 for one in contents if isinstance(one, MediaLocation) and one.data is None)
     if stored > STORED_BYTES:
         message = (
             f"The files that the items name have {stored} bytes of {modality}; {STORED_BYTES} are allowed in a request "
             "that is waited for. Send fewer items, or a job."
         )
-        raise TooLargeError(message, param="items")
+        raise TooLargeError(message, param=param)

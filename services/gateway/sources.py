@@ -6,14 +6,17 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.catalog import Catalog
+from shared.catalog import Catalog, EncoderSpec
 from shared.errors import InvalidRequestError, NotFoundError
 from shared.fine_tuning import LANGUAGE_METHODS, IndexRequest, PredictRequest
 from shared.jobs import registry, repository
-from shared.jobs.encoders import MODEL, encoder_ids
-from shared.jobs.models import INDEX_DIMENSION, Job, Model
+from shared.jobs.encoders import MODEL, encoder_ids, fitted_encoder
+from shared.jobs.models import INDEX_DIMENSION, Model
+from shared.jobs.prompts import find_prompt
 from shared.language_models import LanguageModels, find_language_model
+from shared.language_tuning import InstructionRequest, LanguageSource, PromptRequest
 from shared.preprocessing import Preprocessing
+from shared.prompts import PromptTemplate
 from shared.queues import Modality
 from shared.requests import JobRequest
 from shared.schemas import Encoders, FeaturesRequest, ItemSource
@@ -24,19 +27,26 @@ _FUSE = _PREDICT | {"align"}
 
 
 def settle(session: Session, tenant: str, request: JobRequest, language_models: LanguageModels) -> JobRequest:
-    """The request with what its model decides: items are encoded as those were that the model was trained on.
+    """The request with what its model decides: items are encoded as those were that the model was trained on; with
+    prompts in the place of their ids.
 
-    Raises NotFoundError (`model_not_found`, `features_not_found`), ConflictError, InvalidRequestError
-    (`unsuitable_model`, `unsuitable_features`).
+    Raises NotFoundError (`model_not_found`, `features_not_found`, `prompt_not_found`), ConflictError,
+    InvalidRequestError (`unsuitable_model`, `unsuitable_features`).
     """
     features = getattr(request, "features", None)
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
-    if isinstance(request, IndexRequest):
-        return _fitting(request, find_aligner(session, tenant, request.model), source)
-    if not isinstance(request, PredictRequest):
+    if isinstance(request, InstructionRequest | PromptRequest):
+        return request.model_copy(update=_prompts_of(session, tenant, request))
+    if not isinstance(request, PredictRequest | IndexRequest):
         return request
+    if isinstance(request, IndexRequest):
+        model = find_aligner(session, tenant, request.model)
+        if source is not None:
+            _check_fit(model, source.schema, reads_text=False)
+            return request
+        return request.model_copy(update=_encoding(model, request))
     if request.model in language_models:
         _check_encoding(request)
         return request.model_copy(update={"generates": True, "encoders": Encoders(text=None, image=None, audio=None)})
@@ -45,23 +55,34 @@ def settle(session: Session, tenant: str, request: JobRequest, language_models: 
     if not generates:
         _check_predicts(model)
         _check_not_drawn(request)
-    return _fitting(request.model_copy(update={"generates": generates}), model, source, reads_text=generates)
-
-
-def _fitting(
-    request: PredictRequest | IndexRequest, model: Model, source: Job | None, *, reads_text: bool = False
-) -> PredictRequest | IndexRequest:
-    """The request with the model's encoders; its feature set, if it has one, must have been made with them."""
     if source is not None:
-        _check_fit(model, source.schema, reads_text=reads_text)
-        return request
-    return request.model_copy(update=_encoding(model, request))
+        _check_fit(model, source.schema, reads_text=generates)
+        return request.model_copy(update={"generates": generates})
+    return request.model_copy(update={**_encoding(model, request), "generates": generates})
 
 
 def find_predictor(session: Session, tenant: str, id: str) -> Model:
     """A model that says something about items. Raises NotFoundError, InvalidRequestError (`unsuitable_model`)."""
     model = registry.find_model(session, tenant, id)
     _check_predicts(model)
+    return model
+
+
+def find_aligner(session: Session, tenant: str, id: str) -> Model:
+    """A model in whose space items can be searched.
+
+    Raises NotFoundError, InvalidRequestError (`unsuitable_model`, `too_many_dimensions`).
+    """
+    model = registry.find_model(session, tenant, id)
+    if model.kind != "align":
+        message = f"The model {model.id!r} is a {model.kind}; search needs one that a job of the method `align` made."
+        raise InvalidRequestError(message, code="unsuitable_model", param="model")
+    if model.dimension > INDEX_DIMENSION:
+        message = (
+            f"The space of the model {model.id!r} has {model.dimension} dimensions; an index takes {INDEX_DIMENSION} "
+            "at most. Train one with a smaller `dimension`."
+        )
+        raise InvalidRequestError(message, code="too_many_dimensions", param="model")
     return model
 
 
@@ -94,24 +115,6 @@ def find_speaker(
     return Speaker(id, find_encoders(model, catalog), model.spec["preprocessing"])
 
 
-def find_aligner(session: Session, tenant: str, id: str) -> Model:
-    """A model in whose space items can be searched.
-
-    Raises NotFoundError, InvalidRequestError (`unsuitable_model`, `too_many_dimensions`).
-    """
-    model = registry.find_model(session, tenant, id)
-    if model.kind != "align":
-        message = f"The model {model.id!r} is a {model.kind}; search needs one that a job of the method `align` made."
-        raise InvalidRequestError(message, code="unsuitable_model", param="model")
-    if model.dimension > INDEX_DIMENSION:
-        message = (
-            f"The space of the model {model.id!r} has {model.dimension} dimensions; an index takes {INDEX_DIMENSION} "
-            "at most. Train one with a smaller `dimension`."
-        )
-        raise InvalidRequestError(message, code="too_many_dimensions", param="model")
-    return model
-
-
 def check_language_model(session: Session, tenant: str, models: LanguageModels, id: str) -> None:
     """A language model must be in the catalogue, or be one that a job of the tenant's tuned.
 
@@ -137,6 +140,48 @@ def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
         if not id.startswith(MODEL):
             catalog.resolve(modality, id)
     return encoders
+
+
+def _prompts_of(session: Session, tenant: str, request: LanguageSource) -> dict[str, Any]:
+    """What changes of it: the prompts that it names by id as they are now, and their words drawn on the pictures."""
+
+    def found(named: PromptTemplate | str | None, param: str) -> PromptTemplate | None:
+        return find_prompt(session, tenant, named, param=param).prompt if isinstance(named, str) else named
+
+    changed: dict[str, Any] = {"prompt": found(request.prompt, "prompt")}
+    templates = [changed["prompt"]]
+    if isinstance(request, PromptRequest) and request.prompts is not None:
+        templates = changed["prompts"] = [found(named, "prompts") for named in request.prompts]
+    drawn = {template.image_text for template in templates if template is not None}
+    if len(drawn) > 1:
+        message = "Pictures are encoded once: all prompts must have the same image_text."
+        raise InvalidRequestError(message, param="prompts")
+    words = next(iter(drawn), None)
+    if words is not None:
+        if request.features is not None:
+            message = "The features are there already: words can be drawn on pictures only before they are encoded."
+            raise InvalidRequestError(message, param="prompt")
+        image = request.preprocessing.image.model_copy(update={"drawn_text": words})
+        changed["preprocessing"] = request.preprocessing.model_copy(update={"image": image})
+    return changed
+
+
+def find_encoder(session: Session, tenant: str, catalog: Catalog, id: str) -> EncoderSpec:
+    """What makes vectors of a text, picture or sound: a catalogue's encoder, or one that a job of the tenant made.
+
+    Raises NotFoundError (`model_not_found`), InvalidRequestError (`encoder_not_trained`, `unsuitable_model`).
+    """
+    spec = catalog.get(id)
+    if spec is None:
+        model = registry.find_model(session, tenant, id)
+        if model.kind != "fitted_encoder" or model.modality is None:
+            message = f"The model {id!r} is a {model.kind}; vectors are made by an encoder."
+            raise InvalidRequestError(message, code="unsuitable_model", param="model")
+        return fitted_encoder(session, tenant, Modality(model.modality), id)
+    if spec.fitted:
+        message = f"{id} is fitted on the items of a job; name the model that such a job made of it."
+        raise InvalidRequestError(message, code="encoder_not_trained", param="model")
+    return spec
 
 
 def _fused_by(session: Session, tenant: str, request: FeaturesRequest, id: str) -> FeaturesRequest:

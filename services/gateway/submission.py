@@ -11,6 +11,7 @@ from services.gateway.sources import check_language_model, settle
 from shared import schemas
 from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
+from shared.fine_tuning_jobs import OpenAITuning
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.backlog import check_backlog, check_with_others
@@ -19,7 +20,6 @@ from shared.jobs.files import locate_files, total_bytes
 from shared.jobs.layout import lay_out, lay_out_on_features
 from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
-from shared.language_tuning import InstructionRequest
 from shared.planning import plan_inline
 from shared.requests import JobRequest
 from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
@@ -42,8 +42,8 @@ def submit(
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
         request = settle(session, tenant, request, services.language_models)
-        if isinstance(request, InstructionRequest):
-            check_language_model(session, tenant, services.language_models, request.language_model)
+        if (language_model := getattr(request, "language_model", None)) is not None:
+            check_language_model(session, tenant, services.language_models, language_model)
         catalog = with_models(session, tenant, services.catalog, request.encoders)
         files = _files_of(request)
         input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)
@@ -132,7 +132,8 @@ def _model_of(request: JobRequest) -> str | None:
 def _files_of(request: ItemSource) -> frozenset[str]:
     """The files that the request names: its manifest, or the media of its inline items."""
     if request.input is not None:
-        return frozenset(filter(None, [request.input.file_id]))
+        validation = request.openai.validation_file if isinstance(request, OpenAITuning) else None
+        return frozenset(filter(None, [request.input.file_id, validation]))
     return frozenset(ref for item in request.items or () for ref in _refs(item) if ref.startswith("file-"))
 
 

@@ -150,6 +150,9 @@ class MultipartFile:
             self.filename = clean_filename(options.get(b"filename", b"").decode(errors="replace"))
         elif name == "purpose" and name in self._fields:
             raise InvalidRequestError("Send one purpose.", param="purpose")
+        elif name.startswith("expires_after"):
+            message = "Files are kept as long as the platform keeps them all; leave expires_after out."
+            raise InvalidRequestError(message, param="expires_after")
         elif len(self._fields) < _FIELD_COUNT:
             self._field = self._fields.setdefault(name, bytearray())
         else:

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # the last two register their formats
 
+from shared.drawing import draw_text
 from shared.errors import ItemError
+from shared.preprocessing import DrawnText
 
 #: The formats that are read, by how their files begin. Everything else is refused unread.
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
@@ -56,7 +58,7 @@ def decode(data: bytes, options: dict[str, Any]) -> RGB:
     anything is decoded); `resize` (pixels of the shorter side, or [height, width]), `max_size` (pixels of the longer
     side), `interpolation` and `crop` (pixels of the centred square, or [height, width]) as torchvision does on PIL
     images, bit for bit; `grayscale`; `fast_jpeg` (decode a large JPEG at the smallest scale of 1/2, 1/4, 1/8 that is
-    enough for `resize`).
+    enough for `resize`); `drawn_text` (last, see shared.preprocessing.DrawnText).
 
     Raises ItemError: `empty_media`, `unsupported_format`, `media_too_large` or `corrupt_media`.
     """
@@ -72,7 +74,10 @@ def decode(data: bytes, options: dict[str, Any]) -> RGB:
         rgb = _to_rgb(_turn_upright(image))
     if options.get("grayscale"):
         rgb = rgb.convert("L").convert("RGB")
-    return np.array(_resize_and_crop(rgb, options, max_pixels))
+    rgb = _resize_and_crop(rgb, options, max_pixels)
+    if options.get("drawn_text"):
+        rgb = draw_text(rgb, DrawnText.model_validate(options["drawn_text"]))
+    return np.array(rgb)
 
 
 def resized_size(size: tuple[int, int], resize: int | list[int], max_size: int | None = None) -> tuple[int, int]:

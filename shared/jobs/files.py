@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared import schemas
 from shared.errors import ConflictError, NotFoundError
 from shared.ids import new_id
-from shared.jobs.models import Blob, File, Job, JobFile
+from shared.jobs.models import Batch, Blob, File, Job, JobFile
 from shared.jobs.records import StoredObject
 from shared.jobs.states import ENDED_JOBS
 from shared.schemas import MediaLocation
@@ -46,12 +46,18 @@ def get_file(session: Session, tenant: str, id: str) -> tuple[schemas.File, str]
 
 
 def list_files(
-    session: Session, tenant: str, *, limit: int, after: str | None = None, purpose: str | None = None
+    session: Session,
+    tenant: str,
+    *,
+    limit: int,
+    after: str | None = None,
+    purpose: str | None = None,
+    oldest_first: bool = False,
 ) -> list[schemas.File]:
-    """Up to `limit` files, newest first, from behind `after` on."""
-    query = _files(tenant).order_by(File.id.desc()).limit(limit)
+    """Up to `limit` files, newest first unless told otherwise, from behind `after` on."""
+    query = _files(tenant).order_by(File.id if oldest_first else File.id.desc()).limit(limit)
     if after is not None:
-        query = query.where(File.id < after)
+        query = query.where(File.id > after if oldest_first else File.id < after)
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     return [_snapshot(row.File, row.Blob) for row in session.execute(query)]
@@ -74,7 +80,7 @@ def delete_file(session: Session, tenant: str, id: str) -> str | None:
         raise file_not_found(id)
     reader = session.scalar(
         select(Job.id).join(JobFile).where(JobFile.file_id == id, Job.status.not_in(ENDED_JOBS)).limit(1)
-    )
+    ) or session.scalar(select(Batch.id).where(Batch.input_file_id == id, Batch.finalized_at.is_(None)).limit(1))
     if reader is not None:
         message = f"The file {id!r} is read by {reader!r}; cancel that job or wait for its end."
         raise ConflictError(message, code="file_in_use")

@@ -67,13 +67,11 @@ def lay_out_on_features(session: Session, job: Job, features: Job) -> None:
     """Inserts the shards of a job that trains on, predicts from or indexes the feature set of a job that succeeded."""
     parts = outputs.parts(session, features.id)
     job.schema, job.items_total = features.schema, sum(part.rows for part in parts)
-    if job.type == JobType.FINE_TUNE:
-        rows = [_row(job, Stage.FINE_TUNE, 0, job.items_total, {"features": features.id})]
+    stage, spec = _stage_behind(job), {"features": features.id}
+    if stage is None:
+        rows = [_row(job, Stage.FINE_TUNE, 0, job.items_total, spec)]
     else:
-        spec = {"features": features.id}
-        stage, model = _behind_each(job), job.request["model"]
-        assert stage is not None
-        rows = [_row(job, stage, part.index, part.rows, spec, affinity=model) for part in parts]
+        rows = [_row(job, stage, part.index, part.rows, spec, affinity=job.request["model"]) for part in parts]
     _insert(session, job, rows)
 
 
@@ -110,14 +108,14 @@ def _shards_of(job: Job, part: Slice) -> list[dict[str, Any]]:
         for m in wanted
     ]  # fmt: skip
     fusion = _row(job, Stage.FUSION, part.index, part.items, spec, waiting_on=len(wanted))
-    behind = _behind_each(job)
+    behind = _stage_behind(job)
     if behind is None:
         return [*extraction, fusion]
     model = job.request["model"]
     return [*extraction, fusion, _row(job, behind, part.index, part.items, {}, affinity=model, waiting_on=1)]
 
 
-def _behind_each(job: Job) -> Stage | None:
+def _stage_behind(job: Job) -> Stage | None:
     """What comes after the fusion of each slice."""
     if job.type == JobType.INDEX:
         return Stage.INDEX

@@ -149,6 +149,27 @@ class JobSource(Base):
     source_id: Mapped[str] = mapped_column(Text, primary_key=True, index=True, doc="a job's or a model's id")
 
 
+class Batch(Base):
+    """A job that answers a file of requests in OpenAI's shape, and the files of its answers once they are written."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        Index("batches_of_tenant", "tenant", "id"),
+        Index("batches_open", "input_file_id", postgresql_where=text("finalized_at IS NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    input_file_id: Mapped[str] = mapped_column(Text)
+    output_file_id: Mapped[str | None] = mapped_column(Text)
+    error_file_id: Mapped[str | None] = mapped_column(Text)
+    summary: Mapped[dict[str, int]] = mapped_column(
+        JSONB, server_default=text("'{}'"), default=dict, doc="how its requests ended, and their tokens"
+    )
+    finalized_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="when its files were written")
+
+
 class JobStage(Base):
     """Counters of one stage of one job, kept in the transactions that end its shards."""
 
@@ -296,6 +317,24 @@ class Model(Base):
     key: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(Text)
     spec: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
+
+
+class Prompt(Base):
+    """One version of a prompt of a tenant."""
+
+    __tablename__ = "prompts"
+    __table_args__ = (
+        UniqueConstraint("tenant", "name", "version", name="prompts_version"),
+        Index("prompts_of_tenant", "tenant", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(Integer)
+    prompt: Mapped[dict[str, Any]] = mapped_column(JSONB, doc="a PromptTemplate")
+    metadata_: Mapped[dict[str, str]] = mapped_column("metadata", JSONB, default=dict)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=_NOW)
 
 

@@ -9,7 +9,7 @@ Workers of the first schema claim whatever is there, so the first line must not 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from shared.fine_tuning import reads_text
+from shared.fine_tuning import TrainEncoder, reads_text
 from shared.jobs.encoders import named_models
 from shared.queues import Modality, Stage
 from shared.schemas import JobType
@@ -34,14 +34,27 @@ def _is_fused_otherwise(request: Mapping[str, Any]) -> bool:
     return is_new or (request.get("fusion") or {}).get("model") is not None
 
 
+def _changes_pictures(request: Mapping[str, Any]) -> bool:
+    """Words are drawn on pictures before they are encoded, or a border is learned."""
+    drawn = (request.get("preprocessing") or {}).get("image") or {}
+    return "drawn_text" in drawn or request.get("train_encoder") == TrainEncoder.BORDER
+
+
+def _is_a_batch(request: Mapping[str, Any]) -> bool:
+    """Its manifest is a file of requests."""
+    return "batch" in request
+
+
 def _is_index(request: Mapping[str, Any]) -> bool:
     return request.get("type") == JobType.INDEX
 
 
 ADDED: tuple[Added, ...] = (
+    *(Added(3, stage, _changes_pictures) for stage in (Stage.PLAN, Stage.FIT, Stage.IMAGE)),
     *(Added(3, stage, reads_text) for stage in (Stage.PLAN, Stage.FUSION, Stage.FINE_TUNE)),
     Added(2, Stage.PLAN, _is_fused_otherwise),
     Added(2, Stage.FUSION, _is_fused_otherwise),
+    Added(3, Stage.PLAN, _is_a_batch),
     *(Added(2, stage, _has_other_encoders) for stage in (Stage.PLAN, Stage.FIT, *(Stage(m.value) for m in Modality))),
     *(Added(3, stage, _is_index) for stage in (Stage.PLAN, Stage.FUSION, Stage.INDEX)),
 )

@@ -29,7 +29,7 @@ def fitted_models(session: Session, tenant: str, id: str | None = None) -> list[
             owned_by=tenant,
             kind=cast(schemas.ModelKind, row.kind),
             modality=Modality(row.modality) if row.modality else None,
-            dimension=row.dimension,
+            dimension=row.dimension or None,
             loader=str(row.spec.get("loader", "")),
             revision=row.fingerprint,
             job_id=row.job_id,
@@ -107,7 +107,7 @@ def delete_model(session: Session, tenant: str, id: str) -> None:
     model = session.scalar(select(Model).where(Model.id == id, Model.tenant == tenant).with_for_update())
     if model is None:
         raise NotFoundError(f"There is no model {id!r} that a job of yours made.", code="model_not_found")
-    maker = session.get(Job, model.job_id)
+    maker = None if model.job_id is None else session.get(Job, model.job_id)
     if (maker is not None and maker.status not in ENDED_JOBS) or session.scalar(select(is_needed(id))):
         message = f"A job that has not ended, a model that takes its vectors, or an index needs the model {id!r}."
         raise ConflictError(message, code="model_in_use")

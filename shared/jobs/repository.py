@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared import schemas
 from shared.errors import ConflictError, InvalidRequestError, NotFoundError
-from shared.jobs import engine, registry
+from shared.jobs import batches, engine, registry
 from shared.jobs.files import file_not_found, pin_files
 from shared.jobs.models import Job, JobFile, JobSource, JobStage, Model, Shard
 from shared.jobs.protocol import protocol_of
@@ -79,6 +79,8 @@ def create(session: Session, new: NewJob) -> Job | None:
     if pinned:
         session.execute(insert(JobFile), [{"job_id": job.id, "file_id": id} for id in pinned])
     _pin_sources(session, new)
+    if "batch" in request:
+        batches.add(session, job)
     set_deadline(job, new.timeout_seconds)
     set_status(session, job, JobStatus.QUEUED)
     return job

@@ -28,7 +28,7 @@ from shared.jobs.transitions import (
     set_status,
     too_many_failed,
 )
-from shared.queues import PART_STAGES, Modality, Stage
+from shared.queues import READING, Modality, Stage
 from shared.schemas import JobStatus
 
 _BROKEN = (ShardState.FAILED, ShardState.CANCELLED)
@@ -57,8 +57,8 @@ def retry(session: Session, job: Job, timeout_seconds: int | None = None) -> Non
 
     If its deadline came while its last shards ended, nothing is left to do, and it succeeds at once.
 
-    Raises ConflictError (`job_not_finished`, `job_cancelled`, `nothing_to_retry`, `job_in_use`, `features_changed`),
-    and NotFoundError (`features_not_found`, `model_not_found`) if what the job read is gone.
+    Raises ConflictError (`job_not_finished`, `job_cancelled`, `job_of_batch`, `nothing_to_retry`, `job_in_use`,
+    `features_changed`), and NotFoundError (`features_not_found`, `model_not_found`) if what the job read is gone.
     """
     _check_ended(job)
     _check_sources(session, job)
@@ -88,6 +88,9 @@ def _check_ended(job: Job) -> None:
         raise ConflictError(f"The job {job.id!r} was cancelled; create a new one.", code="job_cancelled")
     if job.status not in ENDED_JOBS:
         raise ConflictError(f"The job {job.id!r} is {job.status}; it has not ended.", code="job_not_finished")
+    if "batch" in job.request:
+        message = f"The job {job.id!r} answers a batch, whose files are final; send what failed as a new batch."
+        raise ConflictError(message, code="job_of_batch")
     if job.shards_open:
         message = f"Workers are still letting go of the job {job.id!r}; try again in a moment."
         raise ConflictError(message, code="job_not_finished")
@@ -135,7 +138,7 @@ def _to_reset(session: Session, job: Job, faults: set[tuple[str, int]]) -> list[
     chosen = {r.id for r in rows if r.state in _BROKEN or (r.stage, r.index) in faults}
     per_slice = (*_EXTRACTION, Stage.FUSION)
     slices = {r.index for r in rows if r.id in chosen and r.stage in per_slice} | {index for _, index in faults}
-    behind = (Stage.FUSION, *PART_STAGES)
+    behind = (Stage.FUSION, *READING)
     return [
         r
         for r in rows
@@ -201,7 +204,7 @@ def _waiting(shards: Iterable[_Ended]) -> dict[int, int]:
     fused = Counter(s.index for s in shards if s.stage == Stage.FUSION)
     on: dict[str, Callable[[_Ended], int]] = {
         Stage.FUSION: lambda s: extracted[s.index],
-        **dict.fromkeys(PART_STAGES, lambda s: fused[s.index]),
+        **dict.fromkeys(READING, lambda s: fused[s.index]),
         Stage.FINE_TUNE: lambda s: fused.total(),  # noqa: ARG005
         **dict.fromkeys(_EXTRACTION, lambda s: int(s.stage in fits)),
     }

@@ -5,6 +5,7 @@ the job, as it does of a few thousand items. All jobs share it: the scan goes on
 pass the filter, are found (`hnsw.iterative_scan`), and should it give up, every item is compared.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -110,9 +111,10 @@ def nearest(
     if but is not None:
         allowed.append(IndexedItem.item_id != but)
     best: dict[str, SearchResult] = {}
+    until = time.monotonic() + seconds
     try:
         for modality in modalities:
-            for found in _nearest_by(session, modality, padded(vector), allowed, limit, exact=exact, seconds=seconds):
+            for found in _nearest_by(session, modality, padded(vector), allowed, limit, exact=exact, until=until):
                 if found.id not in best or best[found.id].score < found.score:
                     best[found.id] = found
     except OperationalError as error:
@@ -131,20 +133,21 @@ def _nearest_by(
     limit: int,
     *,
     exact: bool,
-    seconds: float,
+    until: float,
 ) -> list[SearchResult]:
     query = _query(modality, vector, allowed)
-    timeout = {"statement_timeout": str(max(int(seconds * 1000), 1))}
     rows: Sequence[Row[Any]] = ()
     if not exact:
-        rows = _run(session, query.limit(limit * _MORE), _SETTINGS | timeout)
+        rows = _run(session, query.limit(limit * _MORE), _SETTINGS, until)
     if len(rows) < limit:
-        rows = _run(session, query.limit(limit), _SETTINGS | timeout | _EXACT)
+        rows = _run(session, query.limit(limit), _SETTINGS | _EXACT, until)
     return [SearchResult(**row._mapping, modality=modality) for row in rows]
 
 
-def _run(session: Session, query: Select[Any], settings: dict[str, str]) -> Sequence[Row[Any]]:
-    """Runs a query under settings that hold for it alone."""
+def _run(session: Session, query: Select[Any], settings: dict[str, str], until: float) -> Sequence[Row[Any]]:
+    """Runs a query under settings that hold for it alone, up to a monotonic time."""
+    left = max(int((until - time.monotonic()) * 1000), 1)
+    settings = settings | {"statement_timeout": str(left)}
     with session.begin_nested() as savepoint:
         session.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
         rows = session.execute(query).all()

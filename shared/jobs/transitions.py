@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 from shared.jobs.models import Event, ItemError, Job, JobStage, Model, QueueClock, Shard, TenantClock
 from shared.jobs.records import ItemFailure, NewModel, StoredObject
 from shared.jobs.states import ENDED_JOBS, ShardState
-from shared.queues import PART_STAGES, Modality, Stage
+from shared.queues import READING, Modality, Stage
 from shared.schemas import JobStatus, JobType
 
 _EXTRACTION = frozenset(m.value for m in Modality)
 
 #: Stages whose failed shard is the end of its job: what comes after needs them, or they are what was asked for.
-_INDISPENSABLE = frozenset({Stage.FIT.value, Stage.FINE_TUNE.value, *(stage.value for stage in PART_STAGES)})
+_INDISPENSABLE = frozenset({Stage.FIT.value, Stage.FINE_TUNE.value, *(stage.value for stage in READING)})
 
 
 def lock_job(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
@@ -90,7 +90,7 @@ def _pass_on(session: Session, job: Job, shard: Shard, state: ShardState) -> Non
 def _fused(session: Session, job: Job, shard: Shard) -> None:
     """What waits for the features of a slice, or of all of them."""
     if job.type in {JobType.PREDICT, JobType.INDEX}:
-        _unblock(session, job, Shard.stage.in_(PART_STAGES) & (Shard.index == shard.index))
+        _unblock(session, job, Shard.stage.in_(READING) & (Shard.index == shard.index))
     elif job.type == JobType.FINE_TUNE:
         if too_many_failed(job):
             message = f"{job.items_failed} of {job.items_total} items failed, more than max_failed_fraction allows."

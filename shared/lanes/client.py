@@ -124,6 +124,12 @@ class LaneClient:
         assert isinstance(result, Predicted)
         return result
 
+    async def fuse(self, model: str, rows: FuseRows, *, tenant: str, deadline: float) -> Fused:
+        """What the fusion of a model of the tenant's makes of vectors."""
+        result = await self._observed(Stage.PREDICT, model, rows, tenant, deadline)
+        assert isinstance(result, Fused)
+        return result
+
     async def generate(
         self, model: str, payload: GenerateItems, *, tenant: str, deadline: float
     ) -> AsyncGenerator[Said | Spoken, None]:
@@ -150,12 +156,6 @@ class LaneClient:
             self._observe(request.stage, outcome, time.perf_counter() - began)
             if outcome in {"cancelled", DeadlineError.code, UnavailableError.code}:
                 self._leave(request)
-
-    async def fuse(self, model: str, rows: FuseRows, *, tenant: str, deadline: float) -> Fused:
-        """What the fusion of a model of the tenant's makes of vectors."""
-        result = await self._observed(Stage.PREDICT, model, rows, tenant, deadline)
-        assert isinstance(result, Fused)
-        return result
 
     async def close(self) -> None:
         """Ends the reading, fails what waits, closes the connections."""

@@ -98,11 +98,15 @@ class LaneRequest(BaseModel):
 
 
 class Encoded(BaseModel):
-    """The vectors of items in their order; a row of zeros and a fault for each item that could not be encoded."""
+    """The vectors of items in their order; a row of zeros and a fault for each item that could not be encoded.
+
+    `tokens` is how many the encoder made of the texts; pictures and sounds have none.
+    """
 
     kind: Literal["encoded"] = "encoded"
     vectors: Rows
     faults: dict[int, Fault]
+    tokens: int = 0
 
 
 class Predicted(BaseModel):
@@ -113,6 +117,13 @@ class Predicted(BaseModel):
     probabilities: list[list[float]] | None
     values: list[float] | None
     contributions: dict[Modality, list[float]] | None
+
+
+class Fused(BaseModel):
+    """What a model's fusion makes of items in their order; of an aligning one, where they are in the shared space."""
+
+    kind: Literal["fused"] = "fused"
+    vectors: Rows
 
 
 class Said(BaseModel):
@@ -129,13 +140,6 @@ class Spoken(BaseModel):
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
-
-
-class Fused(BaseModel):
-    """What a model's fusion makes of items in their order; of an aligning one, where they are in the shared space."""
-
-    kind: Literal["fused"] = "fused"
-    vectors: Rows
 
 
 class Failed(Fault):

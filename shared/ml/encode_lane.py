@@ -11,7 +11,7 @@ from shared.errors import InvalidRequestError, ItemError, JobError, NotFoundErro
 from shared.jobs.encoders import fitted_encoder
 from shared.lanes.messages import Encoded, EncodeItems, Fault, LaneRequest, Rows
 from shared.ml.decoding import Decoder, decode_ahead, decode_limits
-from shared.ml.encoders.base import Encoder
+from shared.ml.encoders.base import Encoder, tokens_of
 from shared.ml.encoders.batching import MAX_COST, encode_all
 from shared.ml.models import ModelCache, load_on_worker
 from shared.queues import Modality, Stage
@@ -92,7 +92,8 @@ class EncodeLane:
                 index: Fault(code=error.error_code, message=error.message)
                 for index, error in (request.errors | failed).items()
             }
-            answers.append(Encoded(vectors=Rows.of(rows), faults=faults))
+            tokens = sum(tokens_of(encoder, one) for one in request.inputs.values())
+            answers.append(Encoded(vectors=Rows.of(rows), faults=faults, tokens=tokens))
             first += len(request.inputs)
         return answers
 

@@ -1,60 +1,90 @@
-"""An encoder trained on the labels or targets of items, from what they are to the files of a model."""
+"""An encoder trained on the labels or targets of items, from what they are to the files of a model.
+
+In this process; or in several, for which this one prepares the items and looks after them (see shared.ml.distributed).
+"""
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
 
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
-from shared.fine_tuning import FineTuneRequest
-from shared.ml.device import choose_device, choose_dtype
+from shared.fine_tuning import FineTuneRequest, TrainEncoder
+from shared.json_numbers import as_json
+from shared.ml.device import Precision, choose_device, choose_dtype
+from shared.ml.distributed import Answer, answers_of, processes_for, run_ranks
 from shared.ml.encoders.base import WEIGHTS, TrainableEncoder
+from shared.ml.encoders.border import BORDER, BorderableEncoder, BorderTrainer, bordered
 from shared.ml.encoders.loading import load_trainable
 from shared.ml.fitting import FittedModel
 from shared.ml.lora import Adapter
+from shared.ml.prepared_items import PreparedItems, Read, SharedItems, numbered, write_items
+from shared.ml.process_group import Alone, ProcessGroup
+from shared.ml.rank import Rank
 from shared.ml.repeatable import derived_seed, repeatable
 from shared.ml.supervision import Supervision
-from shared.ml.tuning import Examples, Tuner, recipe_of
+from shared.ml.tuning import Examples, Recipe, Tuner, recipe_of
 from shared.schemas import PlannedItem
 from shared.settings import WorkerSettings
 from shared.worker.progress import Progress
 
-#: Reads items as an encoder takes them, in any order; those that cannot be read are left out.
-Read = Callable[[TrainableEncoder, Sequence[PlannedItem]], Iterator[tuple[PlannedItem, Any]]]
+#: Items that train, and items that judge.
+Parts = Mapping[str, PreparedItems]
+
+_TRAINED, _PLAN, _ANSWERS, _FILES = "trained", "plan.json", "answers.safetensors", "files.json"
 
 
-class PreparedItems:
-    """Items as an encoder takes them: kept while there is room; the others are read again each time."""
+class Plan(BaseModel):
+    """What every process has to know. `source` is the folder of an encoder that a job made."""
 
-    def __init__(self, encoder: TrainableEncoder, items: Sequence[PlannedItem], read: Read, room: int):
-        """Reads them all once. `items` are then those that could be read; `room` is in bytes."""
-        self._encoder, self._read = encoder, read
-        self._kept: dict[int, Any] = {}
-        self.bytes = 0
-        costs: dict[int, int] = {}
-        for item, prepared in read(encoder, items):
-            costs[item.index] = encoder.cost(prepared)
-            size = _bytes_of(prepared)
-            if self.bytes + size <= room:
-                self._kept[item.index] = prepared
-                self.bytes += size
-        self.items = [item for item in items if item.index in costs]
-        self.costs = [costs[item.index] for item in self.items]
+    model_config = ConfigDict(frozen=True)
 
-    def take(self, rows: Sequence[int]) -> list[Any]:
-        """See shared.ml.tuning.Inputs. Raises JobError (`item_lost`) if one cannot be read any more."""
-        chosen = [self.items[row] for row in rows]
-        missing = [item for item in chosen if item.index not in self._kept]
-        fresh = {item.index: prepared for item, prepared in self._read(self._encoder, missing)} if missing else {}
-        if len(fresh) < len(missing):
-            raise JobError("An item that was read before cannot be read again.", code="item_lost")
-        return [fresh[item.index] if item.index in fresh else self._kept[item.index] for item in chosen]
+    spec: EncoderSpec
+    source: Path | None
+    how: TrainEncoder
+    recipe: Recipe
+    supervision: Supervision
+    seed: int
+    device: str
+    precision: Precision
+
+    def load(self, device: str) -> TrainableEncoder:
+        """The encoder before training; from here on torch's global generator goes the same way in all processes."""
+        torch.manual_seed(self.seed)
+        encoder: TrainableEncoder = load_trainable(self.spec, device=device, model_path=self.source)
+        border = self.recipe.border
+        return BorderTrainer(cast(BorderableEncoder, encoder), border) if border else encoder
+
+    def train(
+        self, encoder: TrainableEncoder, examples: Mapping[str, Examples], progress: Progress, group: ProcessGroup
+    ) -> dict[str, Any]:
+        """Trains the encoder that was loaded. Returns how it went, as JSON."""
+        adapter = Adapter(encoder.module, self.recipe.lora_rank) if self.recipe.lora_rank else None
+        dtype = choose_dtype(choose_device(self.device), self.precision)
+        tuner = Tuner(
+            encoder, self.supervision, self.recipe, seed=self.seed, dtype=dtype, progress=progress, group=group
+        )
+        tuner.run(examples["train"], examples["validation"])
+        if adapter is not None:
+            adapter.merge()
+        return {
+            "encoder": self.spec.id,
+            "train_encoder": self.how.value,
+            "recipe": asdict(self.recipe),
+            "items": {part: len(chosen) for part, chosen in examples.items()},
+            "processes": group.world_size,
+            "best_epoch": tuner.best_epoch,
+            "history": as_json(tuner.history),
+        }
 
 
 def train_encoder(
@@ -69,37 +99,101 @@ def train_encoder(
     progress: Progress,
 ) -> FittedModel:
     """Trains an encoder (its files are in `folder`, if a job made it) with a linear head on `train`, and keeps the
-    weights that were best on `validation`. The same result for the same seed, device and number of threads.
+    weights that were best on `validation`. The same result for the same seed, device and numbers of threads and
+    processes.
 
-    Raises what `progress.check` raises, and JobError (`too_few_items`, `one_class`, `diverged`, `out_of_memory`,
-    `item_lost`).
+    Raises what `progress.check` raises, TrainingProcessError, and JobError (`too_few_items`, `one_class`, `diverged`,
+    `out_of_memory`, `item_lost`).
     """
     device = choose_device(settings.device)
+    plan = Plan(
+        spec=EncoderSpec.model_validate(spec.model_dump(include=set(EncoderSpec.model_fields))),
+        source=folder,
+        how=request.train_encoder,
+        recipe=recipe_of(request.encoder_training, request.train_encoder, from_scratch=spec.supervised),
+        supervision=Supervision.of(_enough(train, spec), request),
+        seed=derived_seed(request.training.seed, "encoder", spec.modality.value),
+        device=settings.device,
+        precision=settings.precision,
+    )
+    processes = processes_for(settings, device, plan.recipe.batch_size, len(train))
     with repeatable(device):
-        seed = derived_seed(request.training.seed, "encoder", spec.modality.value)
-        torch.manual_seed(seed)
-        encoder = load_trainable(spec, device=settings.device, model_path=folder)
-        recipe = recipe_of(request.encoder_training, request.train_encoder, from_scratch=spec.supervised)
-        adapter = Adapter(encoder.module, recipe.lora_rank) if recipe.lora_rank else None
-        supervision = Supervision.of(_enough(train, spec), request)
-        room = settings.model_memory_bytes // 2
-        judged = PreparedItems(encoder, [i for i in validation if supervision.answer(i) is not None], read, room)
-        learned = PreparedItems(encoder, train, read, room - judged.bytes)
-        dtype = choose_dtype(device, settings.precision)
-        tuner = Tuner(encoder, supervision, recipe, seed=seed, dtype=dtype, progress=progress)
-        tuner.run(*(Examples(p, supervision.answers(_enough(p.items, spec))) for p in (learned, judged)))
-        if adapter is not None:
-            adapter.merge()
-        facts = {
-            "encoder": spec.id,
-            "train_encoder": request.train_encoder.value,
-            "recipe": asdict(recipe),
-            "items": {"train": len(learned.items), "validation": len(judged.items)},
-            "best_epoch": tuner.best_epoch,
-            "history": tuner.history,
-        }
-        files = _saved(encoder) | {"training.json": json.dumps(facts, indent=2).encode()}
-    return FittedModel(files, WEIGHTS, hashlib.sha256(files[WEIGHTS]).hexdigest(), spec)
+        encoder = plan.load(settings.device if processes == 1 else "cpu")
+        parts = _prepare(plan, encoder, train, validation, read, settings.model_memory_bytes // 2)
+        if processes == 1:
+            facts = plan.train(encoder, _examples(plan, parts), progress, Alone())
+            files = _saved(encoder, facts)
+        else:
+            files = _train_together(plan, parts, processes, progress, cpu=device.type == "cpu")
+    weights, made = (BORDER, bordered(spec)) if plan.recipe.border else (WEIGHTS, spec)
+    return FittedModel(files, weights, hashlib.sha256(files[weights]).hexdigest(), made)
+
+
+def train_rank(here: Rank) -> None:
+    """One of several processes: the first leaves the trained model in their folder."""
+    plan = Plan.model_validate_json((here.folder / _PLAN).read_bytes())
+    answers = load_file(here.folder / _ANSWERS)
+    described = json.loads((here.folder / _FILES).read_bytes())
+
+    def ask(part: str, rows: list[int]) -> Path:
+        return here.folder / str(here.worker.ask("read", part=part, rows=rows))
+
+    with repeatable(choose_device(plan.device)):
+        encoder = plan.load(plan.device)
+        examples = {}
+        for part, facts in described.items():
+            files = [here.folder / name for name in facts["files"]]
+            examples[part] = Examples(SharedItems(facts["costs"], files, partial(ask, part)), answers[part])
+        found = plan.train(encoder, examples, here.progress, here.group)
+        if here.group.rank == 0:
+            for name, data in _saved(encoder, found).items():
+                (here.folder / _TRAINED / name).write_bytes(data)
+
+
+def _train_together(plan: Plan, parts: Parts, processes: int, progress: Progress, *, cpu: bool) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / _TRAINED).mkdir()
+        (folder / _PLAN).write_text(plan.model_dump_json())
+        save_file({part: examples.answers for part, examples in _examples(plan, parts).items()}, folder / _ANSWERS)
+        described = {part: {"costs": held.costs, "files": held.move_to(folder, part)} for part, held in parts.items()}
+        (folder / _FILES).write_text(json.dumps(described))
+        answers = {**answers_of(progress, folder), "read": _reader(parts, folder)}
+        run_ranks(f"{__name__}:train_rank", folder, processes, cpu=cpu, answers=answers, check=progress.check)
+        return {path.name: path.read_bytes() for path in (folder / _TRAINED).iterdir()}
+
+
+def _reader(parts: Parts, folder: Path) -> Answer:
+    """Reads what was not kept, for a process that asks."""
+    names = numbered(folder, "read")
+
+    def read(part: str, rows: list[int]) -> str:
+        path = next(names)
+        write_items(path, dict(zip(rows, parts[part].take(rows), strict=True)))
+        return path.name
+
+    return read
+
+
+def _prepare(
+    plan: Plan,
+    encoder: TrainableEncoder,
+    train: Sequence[PlannedItem],
+    validation: Sequence[PlannedItem],
+    read: Read,
+    room: int,
+) -> Parts:
+    """Reads them. Raises JobError (`too_few_items`) if none can be read."""
+    known = [item for item in validation if plan.supervision.answer(item) is not None]
+    judged = PreparedItems(encoder, known, read, room)
+    learned = PreparedItems(encoder, train, read, room - judged.bytes)
+    for held in (learned, judged):
+        _enough(held.items, plan.spec)
+    return {"train": learned, "validation": judged}
+
+
+def _examples(plan: Plan, parts: Parts) -> dict[str, Examples]:
+    return {part: Examples(held, plan.supervision.answers(held.items)) for part, held in parts.items()}
 
 
 def _enough(items: Sequence[PlannedItem], spec: EncoderSpec) -> Sequence[PlannedItem]:
@@ -112,12 +206,8 @@ def _enough(items: Sequence[PlannedItem], spec: EncoderSpec) -> Sequence[Planned
     return items
 
 
-def _saved(encoder: TrainableEncoder) -> dict[str, bytes]:
+def _saved(encoder: TrainableEncoder, facts: Mapping[str, Any]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         encoder.save(Path(name))
-        return {path.name: path.read_bytes() for path in Path(name).iterdir()}
-
-
-def _bytes_of(prepared: Any) -> int:
-    """What an item takes in memory: an array, a tensor, or a list of windows."""
-    return sum(part.nbytes for part in prepared) if isinstance(prepared, list) else int(prepared.nbytes)
+        files = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+    return files | {"training.json": json.dumps(facts, indent=2).encode()}

@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.catalog import FittedEncoder
 from shared.errors import ItemError, NotFoundError
@@ -20,7 +21,7 @@ from shared.jobs import cache, engine
 from shared.jobs.encoders import encoder_of
 from shared.jobs.records import CachedVectors, Finished, ItemFailure, Lease
 from shared.ml.decoding import Decoder, decode_ahead, decode_limits
-from shared.ml.encoders.base import Encoder, Vectors
+from shared.ml.encoders.base import Encoder, Vectors, tokens_of
 from shared.ml.encoders.batching import encode_all
 from shared.ml.models import ModelCache, load_on_worker
 from shared.queues import Modality
@@ -51,6 +52,7 @@ class Batch:
     waiting: deque[str] = field(default_factory=deque)
     prepared: dict[str, Any] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
     errors: dict[str, ItemError] = field(default_factory=dict)
     ask_cache: bool = True
@@ -95,12 +97,16 @@ class Extraction:
 
     def store(self, lease: Lease, output: Batch, control: Control) -> Finished:
         """Writes the shard's vectors, and the new ones again as a segment of the cache."""
-        rows = {i: output.vectors[c] for c, holders in output.holders.items() if c in output.vectors for i in holders}
-        index = sorted(rows)
+        content_of = {i: c for c, holders in output.holders.items() if c in output.vectors for i in holders}
+        index = sorted(content_of)
+        contents = [content_of[i] for i in index]
         dimension = output.encoder.dimension
         arrays: Arrays = {
             "index": np.array(index, np.int64),
-            "vectors": np.stack([rows[i] for i in index]) if index else np.zeros((0, dimension), np.float32),
+            "vectors": np.stack([output.vectors[c] for c in contents])
+            if index
+            else np.zeros((0, dimension), np.float32),
+            "tokens": _tokens(output, contents),
         }
         data = pack(arrays, {"encoder": output.encoder.spec.id, "fingerprint": output.fingerprint})
         key = keys.shard_result(lease.job_id, lease.stage, lease.index, lease.token)
@@ -164,9 +170,11 @@ class Extraction:
                 data = control.patiently(partial(read_verified, self._context.store, key, sha256))
             except (NotFoundError, CorruptObjectError):
                 continue  # evicted since, or broken: compute it again
-            vectors = unpack(data)["vectors"]
+            arrays = unpack(data)
+            tokens = arrays.get("tokens")  # releases before this one did not keep them
             for content, row in rows.items():
-                batch.vectors[content] = vectors[row]
+                batch.vectors[content] = arrays["vectors"][row]
+                batch.tokens[content] = 0 if tokens is None else int(tokens[row])
                 batch.cached.add(content)
 
     def _decode_some(self, lease: Lease, batch: Batch, control: Control) -> None:
@@ -224,6 +232,7 @@ class Extraction:
                 batch.errors[content] = errors[position]
             else:
                 batch.vectors[content] = vectors[position]
+                batch.tokens[content] = tokens_of(batch.encoder, inputs[position])
         batch.prepared.clear()
 
     def _run_isolated(self, lease: Lease, batch: Batch, control: Control) -> None:
@@ -250,9 +259,14 @@ class Extraction:
         if not new or not self._context.settings.engine.cache_bytes:
             return None
         key = keys.cache_segment(lease.tenant, batch.fingerprint, lease.token)
-        data = pack({"vectors": np.stack([batch.vectors[c] for c in new])}, {"fingerprint": batch.fingerprint})
+        arrays = {"vectors": np.stack([batch.vectors[c] for c in new]), "tokens": _tokens(batch, new)}
+        data = pack(arrays, {"fingerprint": batch.fingerprint})
         stored = control.patiently(lambda: self._context.store.put(key, data))
         return CachedVectors(stored, batch.fingerprint, new)
+
+
+def _tokens(batch: Batch, contents: Sequence[str]) -> NDArray[np.int32]:
+    return np.array([batch.tokens.get(content, 0) for content in contents], np.int32)
 
 
 def _content_of(item: PlannedItem, modality: Modality) -> str:

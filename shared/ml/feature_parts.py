@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shared.db import Sessions
 from shared.jobs import outputs
 from shared.jobs.records import Lease
-from shared.queues import PART_STAGES, Modality
+from shared.queues import READING, Modality
 from shared.schemas import Part
 from shared.storage.objects import ObjectStore
 from shared.worker.slices import read_verified
@@ -21,7 +21,7 @@ def find_parts(sessions: Sessions, lease: Lease) -> Sequence[Part]:
     """The parts that a shard reads: of the job that its spec names (`features`), else of its own job."""
     with sessions() as session:
         found = outputs.parts(session, lease.spec.get("features", lease.job_id))
-    if lease.stage in PART_STAGES:
+    if lease.stage in READING:
         return [part for part in found if part.index == lease.index]
     return found
 

@@ -50,8 +50,17 @@ class MultimodalConfig(Strict):
         return self.model_copy(update=one)
 
 
+#: Mean and standard deviation [d_m] of each modality's vectors.
+Scales = Mapping[Modality, tuple[Tensor, Tensor]]
+
+
 class MultimodalModel(nn.Module):
-    """Vectors of an item, whichever are there, to logits or values. A missing modality never leaks."""
+    """Vectors of an item, whichever are there, to logits or values. A missing modality never leaks.
+
+    `takes_standardised`: vectors are given as `standardise` makes them, which in training is done once for all steps.
+    """
+
+    takes_standardised = False
 
     def __init__(self, config: MultimodalConfig):
         super().__init__()
@@ -74,12 +83,15 @@ class MultimodalModel(nn.Module):
 
         Float [n, d_m] and bool [n] of each modality. A modality that no item has stays as it is.
         """
-        for modality in self.config.dimensions:
-            rows = vectors[modality][mask[modality]]
+        self.set_scales({m: fit_standardisation(vectors[m][mask[m]]) for m in self.config.dimensions if mask[m].any()})
+
+    def set_scales(self, scales: Scales) -> None:
+        """Standardise by these; a modality that is not among them stays as it is."""
+        for modality, (mean, std) in scales.items():
             embedding = self.embeddings[modality]
             assert isinstance(embedding, _Embedding)
-            if len(rows):
-                embedding.fit(rows)
+            embedding.mean.copy_(mean)
+            embedding.std.copy_(std)
 
     def forward(self, vectors: Vectors, mask: Masks) -> Tensor:
         """Float [n, d_m] and bool [n] of each modality to [n, outputs]."""
@@ -96,11 +108,18 @@ class MultimodalModel(nn.Module):
 
     def embed(self, vectors: Vectors, mask: Masks) -> dict[Modality, Tensor]:
         """What the fusion sees: [n, hidden], or [n, d_m] if there is no embedding, of each modality."""
-        return {m: self.embeddings[m](zero_missing(vectors[m], mask[m])) for m in self.config.dimensions}
+        if not self.takes_standardised:
+            vectors = {m: self._standardised(m, vectors[m], mask[m]) for m in self.config.dimensions}
+        return {m: self.embeddings[m](vectors[m]) for m in self.config.dimensions}
+
+    def _standardised(self, modality: Modality, rows: Tensor, mask: Tensor) -> Tensor:
+        embedding = self.embeddings[modality]
+        assert isinstance(embedding, _Embedding)
+        return embedding.standardise(zero_missing(rows, mask))
 
 
 class _Embedding(nn.Module):
-    """Standardised, then Linear → GELU → dropout to `hidden` values, if it is not 0."""
+    """Of standardised vectors: Linear → GELU → dropout to `hidden` values, if it is not 0."""
 
     mean: Tensor
     std: Tensor
@@ -112,14 +131,11 @@ class _Embedding(nn.Module):
         layers = [nn.Linear(dimension, hidden), nn.GELU(), nn.Dropout(dropout)] if hidden else []
         self.layers = nn.Sequential(*layers)
 
-    def fit(self, rows: Tensor) -> None:
-        """Mean and standard deviation of rows [n, d]."""
-        mean, std = fit_standardisation(rows)
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+    def standardise(self, rows: Tensor) -> Tensor:
+        return (rows - self.mean) / self.std
 
     def forward(self, rows: Tensor) -> Tensor:
-        output: Tensor = self.layers((rows - self.mean) / self.std)
+        output: Tensor = self.layers(rows)
         return output
 
 
@@ -153,5 +169,5 @@ def drop_modalities(mask: Masks, p: float) -> dict[Modality, Tensor]:
     modalities = [m for m in Modality if m in mask]
     present = torch.stack([mask[m] for m in modalities], dim=1)
     draws = torch.rand(present.shape, device=present.device).where(present, -1.0)
-    kept = present & ((draws >= p) | (draws == draws.amax(1, keepdim=True)))
+    kept = draws >= draws.amax(1, keepdim=True).clamp(0, p)  # the largest stays, however small
     return dict(zip(modalities, kept.unbind(1), strict=True))

@@ -1,7 +1,9 @@
-"""Training an encoder with a linear head on the answers of items: the loop, early stopping, and its checkpoints."""
+"""Training an encoder with a linear head on the answers of items: the loop, early stopping, and its checkpoints.
+
+Several processes may do so together: each takes its share of every batch, and after each step all have the same state.
+"""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,15 +14,17 @@ from torch import Tensor, nn
 
 from shared.errors import JobError
 from shared.fine_tuning import EncoderTraining, TrainEncoder
+from shared.json_numbers import as_json
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.encoders.base import TrainableEncoder
 from shared.ml.encoders.batching import is_out_of_memory, plan_batches
+from shared.ml.process_group import Alone, ProcessGroup
 from shared.ml.repeatable import derived_seed, generator
 from shared.ml.supervision import Supervision
 from shared.worker.progress import Progress
 
-#: Name of the checkpoint; it is written after an epoch when the last one is this old.
-RUNNING, CHECKPOINT_SECONDS = "encoder", 20.0
+#: Name of the checkpoint.
+RUNNING = "encoder"
 
 #: Least learning rate of the head, which starts from nothing.
 HEAD_RATE = 1e-3
@@ -34,9 +38,17 @@ _SORTED_BATCHES = 32
 _ON_GPU = 8
 
 
+#: Epochs, patience and learning rate of a pretrained encoder.
+_USUAL = {
+    TrainEncoder.FULL: (3, 2, 2e-5),
+    TrainEncoder.LORA: (3, 2, 2e-4),
+    TrainEncoder.BORDER: (20, 5, 1e-2),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder is trained; `lora_rank` None: all its weights."""
+    """How an encoder is trained; without `lora_rank` and `border`, all its weights."""
 
     epochs: int
     learning_rate: float
@@ -45,12 +57,12 @@ class Recipe:
     warmup: float
     patience: int
     lora_rank: int | None = None
+    border: float | None = None
 
 
 def recipe_of(options: EncoderTraining, how: TrainEncoder, *, from_scratch: bool) -> Recipe:
     """What a request leaves open is what is usual: Devlin et al. 2019 for all weights, Hu et al. 2022 for adapters."""
-    lora = how is TrainEncoder.LORA
-    epochs, patience, rate = (60, 10, 1e-3) if from_scratch else (3, 2, 2e-4 if lora else 2e-5)
+    epochs, patience, rate = (60, 10, 1e-3) if from_scratch else _USUAL[how]
     return Recipe(
         epochs=options.epochs or epochs,
         learning_rate=options.learning_rate or rate,
@@ -58,7 +70,8 @@ def recipe_of(options: EncoderTraining, how: TrainEncoder, *, from_scratch: bool
         weight_decay=options.weight_decay,
         warmup=options.warmup,
         patience=options.patience or patience,
-        lora_rank=options.lora_rank if lora and not from_scratch else None,
+        lora_rank=options.lora_rank if how is TrainEncoder.LORA and not from_scratch else None,
+        border=options.border if how is TrainEncoder.BORDER and not from_scratch else None,
     )
 
 
@@ -98,10 +111,11 @@ class Tuner:
         seed: int,
         dtype: torch.dtype,
         progress: Progress,
+        group: ProcessGroup | None = None,
     ):
         """`dtype` bfloat16: mixed precision. The head is drawn by torch's global generator."""
         self._encoder, self._supervision, self._recipe = encoder, supervision, recipe
-        self._seed, self._dtype, self._progress = seed, dtype, progress
+        self._seed, self._dtype, self._progress, self._group = seed, dtype, progress, group or Alone()
         self._device = next(encoder.module.parameters()).device
         head = nn.Sequential(
             nn.LayerNorm(encoder.dimension, elementwise_affine=False), nn.Linear(encoder.dimension, supervision.outputs)
@@ -111,6 +125,7 @@ class Tuner:
         self._at_once = encoder.at_once * (_ON_GPU if self._device.type == "cuda" else 1)
         self._best: dict[str, Tensor] = {}
         self._best_epoch, self._best_loss = 0, math.inf
+        self._batches_done, self._loss_so_far = 0, 0.0  # of the epoch
         self.history: list[dict[str, float]] = []
 
     @property
@@ -121,13 +136,10 @@ class Tuner:
     def run(self, train: Examples, validation: Examples) -> None:
         """Trains to the end. Raises what `progress.check` raises, and JobError (`diverged`, `out_of_memory`)."""
         self._restore()
-        saved = time.monotonic()
         while not self._is_finished():
             self._epoch(train, validation)
-            self._progress.report("epoch", encoder=self._encoder.spec.id, **self.history[-1])
-            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                self._progress.save(RUNNING, self._checkpoint())
-                saved = time.monotonic()
+            self._progress.report("epoch", encoder=self._encoder.spec.id, **as_json(self.history[-1]))
+            self._save_if_due()
         if not self._best:
             message = f"Training {self._encoder.spec.id} led nowhere: its loss is no number. Lower the learning rate."
             raise JobError(message, code="diverged")
@@ -141,17 +153,19 @@ class Tuner:
 
     def _epoch(self, train: Examples, validation: Examples) -> None:
         epoch = len(self.history) + 1
-        # All that is random in an epoch follows from its number, so that it can be repeated without those before.
-        torch.manual_seed(derived_seed(self._seed, epoch))
         self._network.train()
         batches = shuffled_batches(train.inputs.costs, self._recipe.batch_size, generator(self._seed, epoch))
-        total = 0.0
-        for step, rows in enumerate(batches, (epoch - 1) * len(batches)):
+        for place in range(self._batches_done, len(batches)):
             self._progress.check()
-            factor = rate_factor(step, self._recipe.epochs * len(batches), self._recipe.warmup)
-            total += self._step(train, rows, factor) * len(rows)
+            # All that is random in a step follows from its number, so that it can be repeated without those before.
+            torch.manual_seed(derived_seed(self._seed, epoch, place, self._group.rank))
+            step, steps = (epoch - 1) * len(batches) + place, self._recipe.epochs * len(batches)
+            loss = self._step(train, batches[place], rate_factor(step, steps, self._recipe.warmup))
+            self._batches_done, self._loss_so_far = place + 1, self._loss_so_far + loss * len(batches[place])
+            self._save_if_due()
         loss = self._validate(validation)
-        self.history.append({"epoch": epoch, "train_loss": total / len(train), "validation_loss": loss})
+        self.history.append({"epoch": epoch, "train_loss": self._loss_so_far / len(train), "validation_loss": loss})
+        self._batches_done, self._loss_so_far = 0, 0.0
         if loss < self._best_loss:
             self._best_epoch, self._best_loss = epoch, loss
             self._best = {name: tensor.to("cpu", copy=True) for name, tensor in self._state().items()}
@@ -160,23 +174,43 @@ class Tuner:
         """One step of the optimiser; if memory runs out, once more with less of the batch at a time."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        inputs, answers = train.inputs.take(rows), train.answers[list(rows)].to(self._device)
-        costs = [train.inputs.costs[row] for row in rows]
-        while (loss := self._gradients(inputs, answers, costs)) is None:
+        mine = rows[self._group.rank :: self._group.world_size]
+        inputs, answers = train.inputs.take(mine), train.answers[list(mine)].to(self._device)
+        costs = [train.inputs.costs[row] for row in mine]
+        while (loss := self._gradients(inputs, answers, costs, of=len(rows))) is None:
             if self._at_once <= max(costs):
                 raise JobError("An item does not fit into memory while it is trained on.", code="out_of_memory")
-            self._at_once = min(self._at_once, max(costs) * len(rows)) // 2
+            self._at_once = min(self._at_once, max(costs) * len(mine)) // 2
+        loss = self._join(loss)
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_NORM)
         self._optimizer.step()
         return loss
 
-    def _gradients(self, inputs: list[Any], answers: Tensor, costs: Sequence[int]) -> float | None:
-        """Of the batch's mean loss, which is returned; None if memory ran out."""
+    def _join(self, loss: float) -> float:
+        """Adds up the gradients of all processes, and their losses; statistics of batches become their mean."""
+        if self._group.world_size == 1:
+            return loss
+        trained = [p for p in self._network.parameters() if p.requires_grad]
+        facts = torch.tensor([loss, *(float(p.grad is not None) for p in trained)], device=self._device)
+        self._group.all_reduce([facts])
+        total, *used = facts.tolist()
+        chosen = [p for p, count in zip(trained, used, strict=True) if count]
+        for parameter in chosen:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        statistics = batch_statistics(self._network)
+        self._group.all_reduce([*(p.grad for p in chosen if p.grad is not None), *statistics])
+        for tensor in statistics:
+            tensor.div_(self._group.world_size)
+        return float(total)
+
+    def _gradients(self, inputs: list[Any], answers: Tensor, costs: Sequence[int], of: int) -> float | None:
+        """Of what these inputs bring to the mean loss of a batch `of` so many, which is returned; None if memory ran
+        out."""
         self._optimizer.zero_grad()
         total = 0.0
         try:
             for part in plan_batches(costs, max_cost=self._at_once, max_items=len(inputs)):
-                loss = self._losses([inputs[i] for i in part], answers[part]).sum() / len(inputs)
+                loss = self._losses([inputs[i] for i in part], answers[part]).sum() / of
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's
                 total += float(loss.detach())
         except (MemoryError, RuntimeError) as error:
@@ -192,15 +226,21 @@ class Tuner:
 
     def _validate(self, validation: Examples) -> float:
         self._network.eval()
-        total = 0.0
+        total = torch.zeros(1, device=self._device)
+        mine = range(self._group.rank, len(validation), self._group.world_size)
+        costs = [validation.inputs.costs[row] for row in mine]
         with torch.inference_mode():
-            for rows in plan_batches(
-                validation.inputs.costs, max_cost=self._at_once, max_items=self._recipe.batch_size
-            ):
+            for part in plan_batches(costs, max_cost=self._at_once, max_items=self._recipe.batch_size):
                 self._progress.check()
+                rows = [mine[i] for i in part]
                 answers = validation.answers[rows].to(self._device)
-                total += float(self._losses(validation.inputs.take(rows), answers).sum())
-        return total / len(validation)
+                total += self._losses(validation.inputs.take(rows), answers).sum()
+            self._group.all_reduce([total])
+        return float(total) / len(validation)
+
+    def _save_if_due(self) -> None:
+        if self._progress.is_due():
+            self._progress.save(RUNNING, self._checkpoint())
 
     def _state(self) -> dict[str, Tensor]:
         """What training changes: the weights that are trained, and statistics of batch normalisation."""
@@ -211,7 +251,9 @@ class Tuner:
         tensors = prefixed("now.", self._state()) | prefixed("best.", self._best)
         for place, values in self._optimizer.state_dict()["state"].items():
             tensors |= prefixed(f"optimizer.{place}.", values)
-        return pack(tensors, {"epoch": self._best_epoch, "loss": self._best_loss, "history": self.history})
+        best = {"epoch": self._best_epoch, "loss": self._best_loss}
+        now = {"batches_done": self._batches_done, "loss_so_far": self._loss_so_far, "history": self.history}
+        return pack(tensors, best | now)
 
     def _restore(self) -> None:
         data = self._progress.restore(RUNNING)
@@ -222,6 +264,7 @@ class Tuner:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": _by_place(tensors)})
         self._best = without_prefix("best.", tensors)
         self._best_epoch, self._best_loss, self.history = facts["epoch"], facts["loss"], facts["history"]
+        self._batches_done, self._loss_so_far = facts["batches_done"], facts["loss_so_far"]
 
 
 def make_optimizer(encoder: nn.Module, head: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -234,6 +277,12 @@ def make_optimizer(encoder: nn.Module, head: nn.Module, recipe: Recipe) -> torch
         for decays, decay in ((True, recipe.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.learning_rate)
+
+
+def batch_statistics(network: nn.Module) -> list[Tensor]:
+    """What batch normalisation learns of batches, of layers that do: mean and variance, float32."""
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    return [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

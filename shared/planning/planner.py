@@ -241,14 +241,14 @@ def _validate(row: Row, wanted: Wanted) -> tuple[Item | None, Problem | None]:
     try:
         item = Item.model_validate(fields)
     except ValidationError as error:
-        return None, Problem("invalid_item", _in_words(error))
+        return None, Problem("invalid_item", in_words(error))
     given = [name for name in (*MODALITIES, "messages") if getattr(item, name) is not None]
     if not wanted.any_in(given):
         return None, Problem("invalid_item", f"The item has none of what this job takes: {wanted}.")
     return item, None
 
 
-def _in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError) -> str:
     """The first few things that are wrong with an item, without the item's own values."""
     wrong: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):

@@ -15,7 +15,7 @@ from shared.db import Sessions
 from shared.errors import NotFoundError
 from shared.jobs.models import Blob, CacheSegment, ItemError, Job, JobStage, Model, Shard
 from shared.jobs.states import ENDED_JOBS, ENDED_SHARDS, ShardState
-from shared.queues import PART_STAGES, Stage
+from shared.queues import READING, Stage
 from shared.schemas import JobStatus, JobType
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
@@ -102,7 +102,7 @@ def _of_job(session: Session, job: Job) -> Iterable[str]:
         yield from _of_stage(stage, [shard for shard in shards if shard.stage == stage.stage])
     stages = {shard.stage for shard in shards}
     # Items are counted where they come to an end: by fusion, or, on a feature set of another job, by what reads it.
-    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, *PART_STAGES}
+    counting = {Stage.FUSION} if Stage.FUSION in stages else {Stage.FINE_TUNE, *READING}
     fused = [shard for shard in shards if shard.stage in counting]
     for name in ("succeeded", "partial"):
         counted, summed = getattr(job, f"items_{name}"), sum(shard.result.get(name, 0) for shard in fused)

@@ -90,6 +90,35 @@ def _wav(samples: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bytes:
     return target.getvalue()
 
 
+def tiny_clip(folder: Path) -> tuple[EncoderSpec, EncoderSpec]:
+    """The text and the image tower of a CLIP with random weights that knows the words of `word_order`."""
+    spec = tiny_bert(folder)  # its tokenizer
+    transformers: Any = importlib.import_module("transformers")
+    import torch
+
+    words = 2 + len(_SPECIAL) + len(_FILLERS)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config={
+            **sizes,
+            "vocab_size": words,
+            "max_position_embeddings": 24,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "pad_token_id": 0,
+        },
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)  # fmt: skip
+    text = spec.model_copy(update={"id": "tiny-clip-text", "dimension": 16, "options": {"pooling": "clip"}})
+    return text, text.model_copy(update={"id": "tiny-clip-image", "modality": Modality.IMAGE})
+
+
 def tiny_language_model(folder: Path, kind: Literal["llama", "gemma3"] = "llama") -> LanguageModelSpec:
     """A causal language model with random weights that reads bytes; its files are written into `folder`.
 

@@ -32,6 +32,10 @@ class Progress(Protocol):
         small JSON facts."""
         ...
 
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is so old that it is time for another."""
+        ...
+
     def save(self, name: str, state: bytes) -> None:
         """Keeps a checkpoint under `name`, instead of the one before."""
         ...
@@ -50,6 +54,10 @@ class Silence:
     def report(self, kind: str, **facts: Any) -> None:
         """Forgets."""
 
+    def is_due(self) -> bool:
+        """Never."""
+        return False
+
     def save(self, name: str, state: bytes) -> None:
         """Forgets."""
 
@@ -64,7 +72,7 @@ class JobProgress:
     def __init__(self, context: WorkerContext, lease: Lease, control: Control):
         self._context, self._lease, self._control = context, lease, control
         self._checkpoints = dict(lease.checkpoints)
-        self._saves = count()
+        self._saves, self._saved = count(), time.monotonic()
         self._written = 0.0
         self._held_back: dict[str, dict[str, Any]] = {}
 
@@ -87,6 +95,10 @@ class JobProgress:
             self._write(kind, facts)
         self._held_back.clear()
 
+    def is_due(self) -> bool:
+        """After `checkpoint_seconds` without one."""
+        return time.monotonic() - self._saved >= self._context.settings.worker.checkpoint_seconds
+
     def save(self, name: str, state: bytes) -> None:
         """Object first, row last; the object before it is of no more use."""
         lease = self._lease
@@ -103,6 +115,7 @@ class JobProgress:
         self._checkpoints[name] = {"key": stored.key, "sha256": stored.sha256}
         if before is not None:
             self._discard(before["key"])
+        self._saved = time.monotonic()
 
     def restore(self, name: str) -> bytes | None:
         """What was saved last under this name, in this attempt or an earlier one; None if there is nothing."""
@@ -122,7 +135,7 @@ class JobProgress:
         self._written = time.monotonic()
         try:
             with self._context.sessions.begin() as session:
-                engine.report(session, self._lease, f"training.{kind}", facts)
+                engine.report(session, self._lease, f"training.{kind}", {"stage": self._lease.stage.value, **facts})
         except Exception as error:
             if not is_away(error):
                 raise

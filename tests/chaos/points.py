@@ -124,7 +124,7 @@ def slow_down_training(seconds: float) -> None:
         epoch(self, *batches)
 
     training.Trainer._epoch = slowly  # type: ignore[method-assign]
-    training.CHECKPOINT_SECONDS = _CHECKPOINT_SECONDS
+    os.environ["TRIVIUM_CHECKPOINT_SECONDS"] = str(_CHECKPOINT_SECONDS)  # settings are read after this
 
 
 def _service() -> str:

@@ -22,7 +22,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         for m in ("text", "image", "audio")
     ]
     encoders.write_text(json.dumps(hashing))
-    environment = {"TRIVIUM_ENCODERS_FILE": str(encoders), "TRIVIUM_PRECISION": "fp32", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "TRIVIUM_ENCODERS_FILE": str(encoders), "TRIVIUM_PRECISION": "fp32", "HF_HUB_OFFLINE": "1",
+        "TRIVIUM_CHECKPOINT_SECONDS": "0",
+    }  # fmt: skip
     with Stack(folder / "data", durable=False, environment=environment) as running:
         running.wait_ready()
         running.wait_workers({"text": 1, "image": 1, "audio": 1, "fusion": 1})

@@ -17,9 +17,10 @@ def dataset(
     targets: NDArray[Any] | None = None,
     splits: list[str | None] | None = None,
     present: dict[Modality, NDArray[np.bool_]] | None = None,
+    count: int = 0,
 ) -> Dataset:
-    """A dataset of items `item-0000`…"""
-    count = len(next(iter(vectors.values())))
+    """A dataset of items `item-0000`…; `count` of them if there are no vectors."""
+    count = len(next(iter(vectors.values()))) if vectors else count
     everywhere = {m: np.ones(count, np.bool_) for m in vectors}
     return Dataset(
         ids=[f"item-{i:04}" for i in range(count)],
@@ -71,6 +72,9 @@ class Outside:
 
     def report(self, kind: str, **facts: Any) -> None:
         self.events.append((kind, facts))
+
+    def is_due(self) -> bool:
+        return True
 
     def save(self, name: str, state: bytes) -> None:
         self.saved[name] = state

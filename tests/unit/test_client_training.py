@@ -68,6 +68,7 @@ def trained(gateway: Gateway) -> Gateway:
         ("training.warning", {"code": "few_test_items", "message": "The test part has [only] 12 items."}),
         ("training.split", {"train": 1000, "validation": 100, "test": 12}),
         ("training.epoch", epoch),
+        ("training.epoch", {"stage": "fit", "encoder": "tiny-bert", "epoch": 1, "validation_loss": None}),
         ("training.model", {"model": "fused-gated", "loss": 0.5432, "epoch": 7, "seconds": 1.234}),
         ("training.trial", {"number": 0, "candidate": "gated", "settings": {}, "losses": [], "loss": None}),
         ("training.fold", {"fold": 1, "score": 0.75}),
@@ -75,7 +76,7 @@ def trained(gateway: Gateway) -> Gateway:
         ("training.something_new", {"never": "heard of"}),
         ("job.succeeded", {}),
     )
-    fields = {"type": "fine_tune", "models": [MODEL_ID], "stages": {"fine_tune": ended}}
+    fields = {"type": "fine_tune", "models": ["model-of-an-encoder", MODEL_ID], "stages": {"fine_tune": ended}}
     gateway.answers[f"GET /v1/jobs/{JOB_ID}"] = httpx.Response(200, json=job(**fields))
     gateway.answers[f"GET /v1/models/{MODEL_ID}"] = httpx.Response(200, json=model())
     return gateway
@@ -132,7 +133,7 @@ class TestTraining:
 
     def test_watching_as_json(self, run: Run, trained: Gateway) -> None:
         result = run("train", FEATURES_ID, "--watch", "--json")
-        assert json.loads(result.stdout)["models"] == [MODEL_ID]
+        assert json.loads(result.stdout)["models"][-1] == MODEL_ID
 
     def test_training_that_fails(self, run: Run, trained: Gateway) -> None:
         failed = job("failed", error={"code": "one_class", "message": "There is nothing to tell apart."})

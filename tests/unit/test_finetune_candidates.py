@@ -57,7 +57,7 @@ def test_settings_suit_the_data_and_the_optimizer() -> None:
 def search_on(outside: Outside | Silence, trials: int, seconds: float | None = None) -> SettingsSearch:
     data = blobs(150, noise=2.0)
     answers = np.array([int(labels[0][-1]) for labels in data.labels])
-    bench = Bench(
+    bench = Bench.of(
         "bench", make_batch(data, np.arange(100), answers, CPU), make_batch(data, np.arange(100, 150), answers, CPU),
         lambda: Supervised("cross_entropy"), 3, outside,
     )  # fmt: skip

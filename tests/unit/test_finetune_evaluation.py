@@ -1,22 +1,27 @@
 """Scores against numbers worked out by hand, and against definitions computed another way."""
 
 import math
-from itertools import permutations
+from itertools import pairwise, permutations
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import norm
+from sklearn import metrics
 
 from services.finetune.ensemble import select_ensemble
 from services.finetune.evaluation import calibration_error, evaluate
 from services.finetune.problem import Problem
 from services.finetune.retrieval import mean_reciprocal_rank, retrieval
+from services.finetune.robustness import robustness
 from services.finetune.scores import main_score, main_score_interval
 from shared.ml.shapley import shapley_values
 from shared.ml.trained import Task
 from shared.queues import Modality
+from tests.unit.finetune_data import dataset
 
 CLASSES = ["a", "b", "c"]
 
@@ -83,6 +88,47 @@ def test_scores_of_values_by_hand() -> None:
     assert found["mae"] == pytest.approx(2 / 3)
     assert found["r2"] == pytest.approx(1 - 2 / (16 / 9 + 1 / 9 + 25 / 9))
     assert found["spearman"] == pytest.approx(math.sqrt(3) / 2)
+
+
+@settings(max_examples=25)
+@given(st.integers(6, 40), st.integers(2, 4), st.integers(0, 999))
+def test_scores_of_classes_are_scikit_learns(count: int, classes: int, seed: int) -> None:
+    """On the same predictions, single and several labels: averages, areas, confusion; and ECE bin by bin."""
+    rng = np.random.default_rng(seed)
+    names = [str(c) for c in range(classes)]
+    answers = np.concatenate([np.arange(classes), rng.integers(classes, size=count - classes)])  # each occurs
+    said = rng.dirichlet(np.ones(classes), count)
+    best = said.argmax(axis=1)
+    found = evaluate(Task.SINGLE_LABEL, answers, said, names)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(answers, best))
+    assert found["confusion"] == metrics.confusion_matrix(answers, best).tolist()
+    one_hot = np.eye(classes)[answers]
+    expected = metrics.roc_auc_score(one_hot, said, average="macro")  # one class against the rest
+    assert found["auroc"] == pytest.approx(expected)
+    assert found["average_precision"] == pytest.approx(metrics.average_precision_score(one_hot, said, average="macro"))
+    assert found["calibration_error"] == pytest.approx(error_bin_by_bin(said.max(axis=1), best == answers))
+    sets, probabilities = one_hot.copy(), rng.random((count, classes))
+    sets[classes:] = rng.random((count - classes, classes)) < 0.5
+    several = evaluate(Task.MULTI_LABEL, sets, probabilities, names)
+    assert several["auroc"] == pytest.approx(metrics.roc_auc_score(sets, probabilities, average="macro"))
+    assert several["subset_accuracy"] == pytest.approx(metrics.accuracy_score(sets, probabilities >= 0.5))
+    for scores, right, guessed in ((found, answers, best), (several, sets, (probabilities >= 0.5).astype(float))):
+        for average in ("macro", "micro"):
+            for name in ("precision", "recall", "f1"):
+                reference = getattr(metrics, f"{name}_score")(right, guessed, average=average, zero_division=0)
+                assert scores[f"{name}_{average}"] == pytest.approx(reference)
+        each = metrics.f1_score(right, guessed, average=None, zero_division=0)
+        assert [scores["classes"][name]["f1"] for name in names] == pytest.approx(each.tolist())
+
+
+def error_bin_by_bin(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Guo et al. 2017, equation 5, as it stands there."""
+    total = 0.0
+    for low in range(15):
+        chosen = (confidence >= low / 15) & ((confidence < (low + 1) / 15) | (low == 14))
+        if chosen.any():
+            total += chosen.sum() / len(right) * abs(right[chosen].mean() - confidence[chosen].mean())
+    return total
 
 
 def test_calibration_of_sure_and_of_honest_models() -> None:
@@ -175,6 +221,59 @@ def test_losses_by_hand() -> None:
     assert several.loss(said, rows) == pytest.approx(expected)
     values = Problem(Task.REGRESSION, np.array([1.0, 2.0]), [])
     assert values.loss(np.array([2.0, 4.0]), rows) == pytest.approx(2.5)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 30), st.integers(0, 999))
+def test_retrieval_is_a_count_item_by_item(count: int, seed: int) -> None:
+    """Recall and median rank in all six directions, from the ranks that sorting gives."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(count, 4))
+    projections, present = {}, {}
+    for modality in Modality:
+        rows = hidden + rng.normal(size=(count, 4))
+        projections[modality] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        present[modality] = rng.random(count) < 0.8
+        present[modality][:2] = True
+    found = retrieval(projections, present)
+    assert len(found) == 6
+    for a, b in permutations(Modality, 2):
+        both = np.flatnonzero(present[a] & present[b])
+        ranks = [
+            [*both[np.argsort(-(projections[b][both] @ projections[a][row]), kind="stable")]].index(row) + 1
+            for row in both
+        ]
+        scores = found[f"{a.value}→{b.value}"]
+        for k in (1, 5, 10):
+            assert scores[f"recall@{k}"] == pytest.approx(sum(rank <= k for rank in ranks) / len(ranks))
+        assert scores["median_rank"] == np.median(ranks)
+
+
+def test_the_area_under_the_robustness_curve() -> None:
+    """MultiBench's: by trapezoids over the levels, which are not equally far apart, in units of the score;
+    a model that needs one modality alone falls with it as it should."""
+
+    class Reader:
+        """Says the sign of the text, and 0 where there is none."""
+
+        dimensions: ClassVar = {Modality.TEXT: 1, Modality.IMAGE: 1}
+
+        def outputs(self, vectors: dict, present: dict) -> np.ndarray:
+            return np.where(present[Modality.TEXT], np.sign(vectors[Modality.TEXT][:, 0]), 0.0)
+
+    rng = np.random.default_rng(0)
+    signs = np.where(np.arange(400) % 2, 1.0, -1.0)
+    data = dataset({Modality.TEXT: signs[:, None], Modality.IMAGE: rng.normal(size=(400, 1))})
+    found = robustness(Reader(), data, lambda said: float((said == signs).mean()), rng, lambda: None)
+    missing = found["missing"]["text"]
+    assert missing["scores"] == [1, 0.75, 0.5, 0.25, 0]
+    assert missing["area"] == pytest.approx(0.5)
+    noise, levels = found["noise"]["text"], found["noise"]["levels"]
+    for level, score in zip(levels[1:], noise["scores"][1:], strict=True):  # P(noise does not turn the sign)
+        assert score == pytest.approx(norm.cdf(1 / level), abs=0.06)
+    steps = [(b - a) * (x + y) / 2 for (a, x), (b, y) in pairwise(zip(levels, noise["scores"], strict=True))]
+    assert noise["area"] == pytest.approx(sum(steps) / levels[-1])
+    assert found["missing"]["image"]["scores"] == [1.0] * 5
 
 
 def test_retrieval_by_hand() -> None:

@@ -11,7 +11,6 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from services.finetune import training
 from services.finetune.data import Dataset
 from services.finetune.recipes import Outcome, fine_tune
 from shared.errors import JobError
@@ -167,9 +166,8 @@ def test_the_order_of_items_does_not_matter() -> None:
     ],
     ids=["best", "search", "align"],
 )
-def test_a_run_that_was_stopped_ends_the_same(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_ends_the_same(options: dict[str, Any]) -> None:
     """Stopped at random places, again and again, each time going on from what was saved."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     data, whole = blobs(100, missing=0.1), Outside()
     expected = run(data, whole, **options)
     saved: dict[str, bytes] = {}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from services.finetune import training
 from services.finetune.candidates import Candidate
 from services.finetune.library import Bench
 from services.finetune.objectives import Batch, Contrastive, Supervised, class_weights, make_batch
@@ -101,7 +100,7 @@ def bench(outside: Outside | Silence, objective: type = Supervised) -> Bench:
     data = blobs(120, noise=2.0)
     answers = np.array([int(labels[0][-1]) for labels in data.labels])
     train, validation = np.arange(80), np.arange(80, 120)
-    return Bench(
+    return Bench.of(
         "bench",
         make_batch(data, train, answers, CPU),
         make_batch(data, validation, answers, CPU),
@@ -116,11 +115,8 @@ SETTINGS = Settings(epochs=12, batch_size=20, hidden=8, learning_rate=0.02, pati
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("stop_at", [3, 20, 41, 59])
-def test_a_stopped_training_goes_on_as_if_never_stopped(
-    optimizer: str, stop_at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_training_goes_on_as_if_never_stopped(optimizer: str, stop_at: int) -> None:
     """Stopped at any batch and begun anew from its checkpoint, it ends with the same weights, bit by bit."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     settings = SETTINGS.changed(optimizer=optimizer)
     candidate = Candidate("gated", FusionMethod.GATED, settings, {"dimension": 8})
     with repeatable(CPU, 0):
@@ -134,9 +130,8 @@ def test_a_stopped_training_goes_on_as_if_never_stopped(
     assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
 
 
-def test_what_the_loss_learns_is_in_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_loss_learns_is_in_the_checkpoint() -> None:
     """The temperature of InfoNCE is trained too."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     candidate = Candidate("align", FusionMethod.ALIGN, SETTINGS, {"dimension": 4})
     with repeatable(CPU, 0):
         whole = bench(Silence(), Contrastive).fit(candidate).fit
@@ -150,8 +145,7 @@ def test_the_best_epoch_is_kept() -> None:
     """Training ends when nothing gets better, and the weights are those of the epoch with the lowest loss."""
     settings = SETTINGS.changed(epochs=200, learning_rate=0.05, weight_decay=0.0, dropout=0.0)
     with repeatable(CPU, 0):
-        it = bench(Silence())
-        network = it.fit(Candidate("concat", FusionMethod.CONCAT, settings))
+        network = bench(Silence()).fit(Candidate("concat", FusionMethod.CONCAT, settings))
     fit = network.fit
     losses = [entry["validation_loss"] for entry in fit.history]
     assert len(losses) == fit.epoch + settings.patience < 200
@@ -160,7 +154,9 @@ def test_the_best_epoch_is_kept() -> None:
 
     model = MultimodalModel(network.config)
     model.load_state_dict(dict(fit.state))
-    total, weight = Supervised("cross_entropy")(model.eval(), it.validation)
+    data = blobs(120, noise=2.0)
+    answers = np.array([int(labels[0][-1]) for labels in data.labels])
+    total, weight = Supervised("cross_entropy")(model.eval(), make_batch(data, np.arange(80, 120), answers, CPU))
     assert (total / weight).item() == pytest.approx(fit.loss, rel=1e-5)
 
 

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from openapi_spec_validator import validate
-from pydantic import SecretStr, TypeAdapter
+from pydantic import BaseModel, SecretStr, TypeAdapter
 
-from services.gateway import examples
+from services.gateway import examples, openai_examples
 from services.gateway.__main__ import check_reach
 from services.gateway.app import create_app
 from services.gateway.deps import open_services
 from shared import schemas
+from shared.batches import Batch, BatchRequest
+from shared.embeddings import EmbeddingList, EmbeddingRequest
+from shared.fine_tuning_jobs import FineTuningCheckpoint, FineTuningEvent, FineTuningJob, FineTuningRequest
 from shared.predictions import PredictionList, PredictionRequest
 from shared.requests import JobRequest
 from shared.schemas import ErrorResponse, Page
@@ -100,6 +103,11 @@ def test_every_route_of_the_api_documents_its_errors(document: dict[str, Any]) -
         (examples.KEY, schemas.Key),
         (examples.NEW_KEY, schemas.NewKey),
         (examples.PREDICTIONS, PredictionList),
+        (openai_examples.EMBEDDINGS, EmbeddingList),
+        (openai_examples.BATCH, Batch),
+        (openai_examples.FINE_TUNING_JOB, FineTuningJob),
+        (openai_examples.FINE_TUNING_EVENT, FineTuningEvent),
+        (openai_examples.FINE_TUNING_CHECKPOINT, FineTuningCheckpoint),
         (examples.SEARCH_RESULTS, SearchResults),
         (examples.deleted("job", "job-1"), schemas.Deleted),
         (examples.page_of(examples.JOB), Page[schemas.Job]),
@@ -116,9 +124,18 @@ def test_example_requests_are_accepted(name: str) -> None:
     adapter.validate_python(examples.JOB_REQUESTS[name]["value"])
 
 
-@pytest.mark.parametrize("name", examples.PREDICTION_REQUESTS)
-def test_example_predictions_are_accepted(name: str) -> None:
-    PredictionRequest.model_validate(examples.PREDICTION_REQUESTS[name]["value"])
+@pytest.mark.parametrize(
+    ("given", "model"),
+    [
+        (examples.PREDICTION_REQUESTS, PredictionRequest),
+        (openai_examples.EMBEDDING_REQUESTS, EmbeddingRequest),
+        (openai_examples.BATCH_REQUESTS, BatchRequest),
+        (openai_examples.FINE_TUNING_REQUESTS, FineTuningRequest),
+    ],
+)
+def test_examples_of_other_requests_are_accepted(given: dict[str, Any], model: type[BaseModel]) -> None:
+    for example in given.values():
+        model.model_validate(example["value"])
 
 
 @pytest.mark.parametrize("name", examples.SEARCH_REQUESTS)

@@ -26,13 +26,15 @@ from services.client.commands.watch import exit_unless_succeeded, watch_to_the_e
 from services.client.job_options import FineTuneOptions, PredictOptions
 from services.client.model_tables import scores_table
 from services.client.rendering import messages, print_json
-from shared.fine_tuning import Method, Preset, TrainEncoder, Training
+from shared.fine_tuning import Preset, TrainEncoder, Training
 from shared.generation import JobGeneration
+from shared.language_tuning import How
 from shared.schemas import Job
 
 _TRAINING = "Training"
 _LANGUAGE = "Of language models"
 _DATA = "Which items train and which judge"
+_PROMPTING = "Prompts (--method prompt)"
 
 Source = Annotated[
     str,
@@ -40,16 +42,33 @@ Source = Annotated[
         metavar="SOURCE", help="A JSONL manifest, a folder, a tar, zip or Parquet file, file-…, s3://… or job-…"
     ),
 ]
+MethodName = Literal["classifier", "regressor", "align", "prompt"]
 FusionName = Literal["concat", "weighted", "align", "gated", "low_rank", "attention", "late"]
 
 WatchTraining = Annotated[
     bool, typer.Option("--watch", "-w", help="Show progress, and at the end how good the model is.")
 ]
 MethodOption = Annotated[
-    Method | None,
+    MethodName | None,
     typer.Option(
-        metavar="METHOD", help="classifier (of `label`), regressor (of `target`), or align: all in one space."
+        metavar="METHOD",
+        help="classifier (of `label`), regressor (of `target`), align: all in one space; or prompt, of a pretrained "
+        "model.",
     ),
+]
+PromptsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt", metavar="PROMPT", help="prompt-…; of several the best is kept.", rich_help_panel=_PROMPTING
+    ),
+]
+LanguageModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="What is asked; encoders such as CLIP's otherwise.", rich_help_panel=_PROMPTING),
+]
+HowOption = Annotated[
+    How | None,
+    typer.Option(metavar="HOW", help="hard: nothing is trained; context: learned words.", rich_help_panel=_PROMPTING),
 ]
 PresetOption = Annotated[
     Preset | None, typer.Option(help="fast: one fusion; good: the best of a few; best: several, combined.")
@@ -82,7 +101,9 @@ LabelsOption = Annotated[
 TrainEncoderOption = Annotated[
     TrainEncoder | None,
     typer.Option(
-        metavar="HOW", help="frozen, or trained too: lora (a few weights) or full.", rich_help_panel=_TRAINING
+        metavar="HOW",
+        help="frozen, or trained too: lora (a few weights), full, or border (around pictures).",
+        rich_help_panel=_TRAINING,
     ),
 ]
 TrialsOption = Annotated[
@@ -134,6 +155,9 @@ def train(
     training: TrainingOption = None,
     labels: LabelsOption = None,
     train_encoder: TrainEncoderOption = None,
+    prompt: PromptsOption = None,
+    language_model: LanguageModelOption = None,
+    how: HowOption = None,
     trials: TrialsOption = None,
     search_seconds: SearchSecondsOption = None,
     validation: ValidationOption = None,
@@ -167,6 +191,8 @@ def train(
     trivium train job-01k9w0c3v8e6m5j2k1x7r4t9qz --preset best --watch
     trivium train scans.tar --method regressor --fusion gated --set epochs=30
     model=$(trivium train posts.tar --set class_weights=balanced --watch)
+    trivium train posts.tar --method prompt \\
+        --text none --image clip-vit-base-patch32-image --audio none --prompt prompt-01k9w0d4n6s8v1x3z5b7d9f2hk
     ```
     """
     options: FineTuneOptions = only_given(
@@ -179,6 +205,9 @@ def train(
         search=only_given(trials=trials, seconds=search_seconds) or None,
         multi_label=None if labels is None else labels == "several",
         train_encoder=train_encoder,
+        prompts=prompt,
+        language_model=language_model,
+        how=how,
         max_failed_fraction=max_failed_fraction,
         shard_size=shard_size,
         priority=priority,
@@ -201,7 +230,7 @@ def _watch(here: Connection, job: Job, *, as_json: bool) -> None:
         print_json(job)
     exit_unless_succeeded(job)
     with here.client() as client:
-        model = client.models.get(job.models[0])
+        model = client.models.get(job.models[-1])  # before it come the encoders that were trained for it
     if model.fine_tuned is not None:
         messages().print(scores_table(model.fine_tuned))
     if not as_json:

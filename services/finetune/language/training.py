@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from services.finetune.language.batches import Rows, plan_steps
 from services.finetune.language.dry_run import Prepared
-from services.finetune.outcome import as_json
 from services.finetune.training import rate_factor
 from shared.errors import JobError
+from shared.json_numbers import as_json
 from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.encoders.batching import is_out_of_memory, plan_batches

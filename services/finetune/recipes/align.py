@@ -14,12 +14,13 @@ from services.finetune.data import Dataset, Rows
 from services.finetune.library import Bench, Network, described
 from services.finetune.modelling import Outside
 from services.finetune.objectives import Contrastive, make_batch
-from services.finetune.outcome import Outcome, as_json
+from services.finetune.outcome import Outcome
 from services.finetune.retrieval import mean_reciprocal_rank, retrieval
 from services.finetune.settings import Settings
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Preset, Training
+from shared.json_numbers import as_json
 from shared.ml.repeatable import generator
 from shared.ml.splits import Parts, divide
 from shared.ml.trained import Member, Task, TrainedConfig, TrainedModel, save_trained
@@ -55,7 +56,7 @@ def align(data: Dataset, request: FineTuneRequest, outside: Outside) -> Outcome:
         outside.progress.report(finding.severity, code=finding.code, message=finding.message)
     outside.progress.report("split", **{part: len(rows) for part, rows in parts.named().items()})
     nothing = np.zeros(len(items))
-    bench = Bench(
+    bench = Bench.of(
         "align",
         train=make_batch(items, parts.train, nothing, outside.device),
         validation=make_batch(items, parts.validation, nothing, outside.device),

@@ -16,10 +16,11 @@ from services.finetune.language.dry_run import Prepared, dry_run, prepare, quest
 from services.finetune.language.evaluation import Compared, Judge, compare
 from services.finetune.language.training import LanguageTrainer
 from services.finetune.modelling import Outside
-from services.finetune.outcome import Outcome, as_json
+from services.finetune.outcome import Outcome
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import Splitting
+from shared.json_numbers import as_json
 from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.language.adapters import PeftAdapter
 from shared.ml.language.loading import LanguageModel

@@ -15,11 +15,12 @@ from services.finetune.folds import cross_validate
 from services.finetune.leaks import check_leaks
 from services.finetune.library import described
 from services.finetune.modelling import Outside, Run, Trained, train_model
-from services.finetune.outcome import Outcome, as_json
+from services.finetune.outcome import Outcome
 from services.finetune.problem import Problem
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
+from shared.json_numbers import as_json
 from shared.ml.repeatable import generator
 from shared.ml.splits import Parts, divide
 from shared.ml.trained import Task
@@ -44,9 +45,9 @@ def supervised(data: Dataset, request: FineTuneRequest, outside: Outside, make_p
     findings += check_alone(measured["alone"])
     if request.splitting.folds is not None:
         measured["folds"] = cross_validate(run, fused.best.candidate, request.splitting.folds)
-    metrics = as_json(_facts(run, fused, findings) | measured)
+    metrics = as_json(describe_run(run, fused, findings) | measured)
     outside.progress.report("step", doing="writing the model")
-    return Outcome(write_artifacts(run, fused, metrics), metrics, _spec(run, fused))
+    return Outcome(write_artifacts(run, fused, metrics), metrics, spec_of(run, fused))
 
 
 def _prepare(
@@ -64,13 +65,13 @@ def _prepare(
         raise JobError(message, code="too_few_items", param="items")
     seed = request.training.seed
     parts = divide(items.splits, problem.strata, request.splitting, generator(seed, "split"))
-    items, absent = _trainable(items, parts)
+    items, absent = trainable(items, parts)
     run = Run.of(items, problem, parts, request, outside)
     findings += [*absent, *check_parts(run.data, run.problem, parts)]
     return run, findings + check_leaks(run.data, run.problem, parts, generator(seed, "sketch"))
 
 
-def _trainable(items: Dataset, parts: Parts) -> tuple[Dataset, list[Finding]]:
+def trainable(items: Dataset, parts: Parts) -> tuple[Dataset, list[Finding]]:
     """The modalities that training and validation items have."""
     kept = [m for m, present in items.present.items() if all(present[p].any() for p in (parts.train, parts.validation))]
     findings = [
@@ -97,7 +98,7 @@ def _train_alone(run: Run, fused: Trained) -> dict[Modality, Trained]:
     return {m: train_model(m.value, replace(run, request=request).on([m])) for m in modalities}
 
 
-def _facts(run: Run, fused: Trained, findings: list[Finding]) -> dict[str, Any]:
+def describe_run(run: Run, fused: Trained, findings: list[Finding]) -> dict[str, Any]:
     """How the model came about."""
     networks = zip(fused.networks, fused.weights, strict=True)
     return {
@@ -116,7 +117,7 @@ def _facts(run: Run, fused: Trained, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def _spec(run: Run, fused: Trained) -> dict[str, Any]:
+def spec_of(run: Run, fused: Trained) -> dict[str, Any]:
     """What prediction has to know before it opens the files."""
     members = fused.model.config.members
     return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import anyio.from_thread
@@ -89,10 +89,13 @@ def list_files(
     limit: Limit = 100,
     after: After = None,
     purpose: Annotated[str | None, Query(max_length=64)] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="asc: oldest first")] = "desc",
 ) -> Page[File]:
-    """The tenant's files, newest first."""
+    """The tenant's files, newest first unless told otherwise."""
     with services.sessions() as session:
-        found = files.list_files(session, caller.tenant, limit=limit + 1, after=after, purpose=purpose)
+        found = files.list_files(
+            session, caller.tenant, limit=limit + 1, after=after, purpose=purpose, oldest_first=order == "asc"
+        )
     return page(found, limit, lambda file: file.id)
 
 

@@ -1,14 +1,14 @@
 """Jobs: created, listed, shown, cancelled, retried, deleted."""
 
-import re
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 
 from services.gateway import examples
 from services.gateway.admission import timeout_of
 from services.gateway.auth import CallerDep
 from services.gateway.deps import After, Limit, ServicesDep
+from services.gateway.filters import METADATA_FILTER, MetadataFilter
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page
 from services.gateway.submission import submit
@@ -19,22 +19,6 @@ from shared.requests import JobRequest
 from shared.schemas import Deleted, Job, JobStatus, JobType, Page
 
 router = APIRouter(tags=["jobs"], responses=COMMON_ERRORS)
-
-_METADATA_PARAMETER = re.compile(r"metadata\[(.+)\]")
-
-_METADATA_FILTER = {
-    "parameters": [
-        {
-            "name": "metadata",
-            "in": "query",
-            "style": "deepObject",
-            "explode": True,
-            "description": "`metadata[key]=value`: only jobs with this pair; may be repeated",
-            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-            "example": {"project": "posts"},
-        }
-    ]
-}
 
 
 @router.post(
@@ -69,23 +53,18 @@ def create_job(
     "/v1/jobs",
     summary="List jobs",
     responses=answers(examples.page_of(examples.JOB)),
-    openapi_extra=_METADATA_FILTER,
+    openapi_extra=METADATA_FILTER,
 )
 def list_jobs(
-    http_request: Request,
     services: ServicesDep,
     caller: CallerDep,
+    metadata: MetadataFilter,
     limit: Limit = 20,
     after: After = None,
     status: Annotated[list[JobStatus] | None, Query(description="may be repeated")] = None,
     type: JobType | None = None,
 ) -> Page[Job]:
     """The tenant's jobs, newest first; those that match all filters."""
-    metadata = {
-        match[1]: value
-        for name, value in http_request.query_params.multi_items()
-        if (match := _METADATA_PARAMETER.fullmatch(name))
-    }
     wanted = JobFilter(statuses=status or (), type=type, metadata=metadata)
     with services.sessions() as session:
         found = repository.list_jobs(session, caller.tenant, wanted, limit=limit + 1, after=after)

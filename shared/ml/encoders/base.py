@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.catalog import EncoderSpec
+from shared.queues import Modality
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +48,11 @@ class Encoder(Protocol):
 
         Raises MemoryError or torch's OutOfMemoryError."""
         ...
+
+
+def tokens_of(encoder: Encoder, prepared: Any) -> int:
+    """How many tokens a prepared text has, special ones included; a picture or a sound has none."""
+    return encoder.cost(prepared) if encoder.spec.modality is Modality.TEXT else 0
 
 
 class TrainableEncoder(Encoder, Protocol):

@@ -17,6 +17,7 @@ from shared.catalog import EncoderSpec
 from shared.errors import JobError
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
+from shared.ml.encoders.border import BORDER, Border
 from shared.ml.encoders.image_batches import in_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of, load_packaged_weights
 from shared.ml.encoders.pretrained import invalid, save_weights
@@ -38,13 +39,15 @@ class TorchvisionOptions(BaseModel):
     """The catalogue options of a torchvision encoder.
 
     `arch` is torchvision's name of the model (else `source` is), `weights` the name of one of its pretrained weights,
-    whose preprocessing is used, and which are loaded unless `source` says where weights are.
+    whose preprocessing is used, and which are loaded unless `source` says where weights are. `border`: a learned one is
+    put around what the model sees.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     arch: str = ""
     weights: str = "DEFAULT"
+    border: bool = False
 
 
 class TorchvisionEncoder:
@@ -76,9 +79,14 @@ class TorchvisionEncoder:
             use_onednn(self.module)
         mean, std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
+        self.picture_size = (recipe.crop_size[0], recipe.crop_size[0])
+        self.border = Border.load(spec, source)
+        if self.border is not None:
+            self.border.to(self._device)
         self.dimension = self._probe(recipe.crop_size[0])
         preprocessing = self.decode_options | {"arch": arch, "mean": recipe.mean, "std": recipe.std}
-        self.fingerprint = fingerprint_of(digest_of([path]), str(dtype), preprocessing)
+        files = [path] if self.border is None else [path, path.with_name(BORDER)]
+        self.fingerprint = fingerprint_of(digest_of(files), str(dtype), preprocessing)
 
     def preprocess(self, media: Media) -> RGB:
         """The image as decoding left it, uint8 [crop, crop, 3]: what is left to do is faster in batches."""
@@ -101,11 +109,15 @@ class TorchvisionEncoder:
     def save(self, folder: Path) -> None:
         """See TrainableEncoder."""
         save_weights(self.module, folder)
+        if self.border is not None:
+            self.border.save(folder)
 
     def _forward(self, images: Sequence[RGB]) -> torch.Tensor:
         # Seen as [n, 3, h, w], rows of RGB pixels are what torch calls channels-last.
         pixels = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2)
         normalized = torch.addcmul(self._shift, pixels.float(), self._scale)
+        if self.border is not None:
+            normalized = self.border(normalized)
         features: torch.Tensor = self.module(normalized)
         return features.float()
 
@@ -147,7 +159,7 @@ def _load_weights(spec: EncoderSpec, source: Path | None, weights: Any) -> tuple
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    files = sorted(f for f in source.glob("*.safetensors") if f.name != BORDER) if source.is_dir() else [source]
     if len(files) != 1:
         raise invalid(spec, f"{source} has {len(files)} safetensors files, and one is needed")
     try:

@@ -13,6 +13,7 @@ from shared.catalog import EncoderSpec
 from shared.errors import ItemError
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
+from shared.ml.encoders.border import Border
 from shared.ml.encoders.image_batches import in_batches
 from shared.ml.encoders.loading import digest_of, fingerprint_of
 from shared.ml.encoders.pretrained import invalid, load_model, model_files, model_folder, save_model
@@ -29,13 +30,14 @@ class ImageOptions(BaseModel):
 
     `pooling` makes one vector of the image's parts: `cls`, the first token (Dosovitskiy et al. 2021); `mean`, the mean
     of all tokens or positions; `pooler`, the model's own head; `clip`, the projection into the space shared with text
-    (Radford et al. 2021). `normalize` scales it to length 1.
+    (Radford et al. 2021). `normalize` scales it to length 1. `border`: a learned one is put around what the model sees.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pooling: Literal["cls", "mean", "pooler", "clip"] = "cls"
     normalize: bool = False
+    border: bool = False
 
 
 class TransformersImageEncoder:
@@ -57,9 +59,19 @@ class TransformersImageEncoder:
         self.at_once = 8 * 224 * 224
         self.module = self._load_model(folder, trainable=trainable)
         self._processor = _load_processor(spec, folder)
+        self.border = Border.load(spec, folder)
+        if self.border is not None:
+            self.border.to(self._device)
         self.dimension = self._probe()
         weights = digest_of(model_files(folder))
-        self.fingerprint = fingerprint_of(weights, str(self._dtype), self._options.model_dump())
+        # Without what is usual since later: fingerprints of before stay.
+        self.fingerprint = fingerprint_of(weights, str(self._dtype), _before_borders(self._options))
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of what the model sees."""
+        height, width = self.preprocess(np.zeros((64, 64, 3), np.uint8)).shape[1:]
+        return height, width
 
     def preprocess(self, media: Media) -> torch.Tensor:
         """RGB, uint8 [height, width, 3], to the model's pixel values, float32 [3, height, width].
@@ -99,6 +111,8 @@ class TransformersImageEncoder:
     def save(self, folder: Path) -> None:
         """See TrainableEncoder."""
         save_model(self.module, self._folder, folder)
+        if self.border is not None:
+            self.border.save(folder)
 
     def _load_model(self, folder: Path, *, trainable: bool) -> Any:
         unused = {"pooler": (), "clip": _OTHER_TOWERS}.get(self._options.pooling, ("pooler.",))
@@ -112,6 +126,8 @@ class TransformersImageEncoder:
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.to(self._device, self._dtype, memory_format=torch.channels_last)
+        if self.border is not None:
+            pixels = self.border(pixels)
         if self._options.pooling == "clip":
             features = self.module.get_image_features(pixel_values=pixels)
             vectors = features if isinstance(features, torch.Tensor) else features.pooler_output
@@ -140,6 +156,10 @@ class TransformersImageEncoder:
             return int(self.encode([self.preprocess(np.zeros((64, 64, 3), np.uint8))]).shape[1])
         except (IndexError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
             raise invalid(self.spec, f"the model cannot encode an image: {error}") from error
+
+
+def _before_borders(options: ImageOptions) -> dict[str, Any]:
+    return options.model_dump(exclude=None if options.border else {"border"})
 
 
 def _load_processor(spec: EncoderSpec, folder: Path) -> Any:

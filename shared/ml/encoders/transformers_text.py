@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.catalog import EncoderSpec
-from shared.errors import ItemError
+from shared.errors import ItemError, JobError
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.base import Media, Vectors
 from shared.ml.encoders.loading import digest_of, fingerprint_of
@@ -39,7 +39,9 @@ class TextOptions(BaseModel):
     `pooling` makes one vector of the tokens': `cls`, the first (Devlin et al. 2019); `mean`, their mean (Reimers and
     Gurevych 2019); `pooler`, the model's own head; `clip`, the projection into the space shared with images or audio
     (Radford et al. 2021). `normalize` scales it to length 1. `prefix` is put before every text. `max_length` is in
-    tokens, special ones included; longer text is cut. A model that takes fewer has its own limit.
+    tokens, special ones included; longer text is cut. A model that takes fewer has its own limit. `matryoshka`: it was
+    trained so that the beginning of a vector is a vector, too (Kusupati et al. 2022), and may be asked for fewer
+    dimensions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +50,7 @@ class TextOptions(BaseModel):
     normalize: bool = False
     prefix: str = ""
     max_length: int = Field(default=512, ge=3)
+    matryoshka: bool = False
 
 
 class TransformersTextEncoder:
@@ -87,6 +90,26 @@ class TransformersTextEncoder:
         if ids is None:
             raise ItemError("The text is empty.", code="empty_text")
         return np.array(ids, np.int32)
+
+    @property
+    def token_embedding(self) -> torch.nn.Module:
+        """The layer from token ids to vectors."""
+        tower = getattr(self.module, "text_model", self.module)
+        layer: torch.nn.Module = tower.get_input_embeddings()
+        return layer
+
+    def with_room(self, ids: TokenIds, count: int) -> TokenIds:
+        """The same text with `count` tokens after its first one, which stand for something else; cut if need be.
+
+        Raises JobError (`context_too_long`) if nothing would be left of the text.
+        """
+        kept = self._max_length - count
+        if kept < 3:
+            message = f"{self.spec.id} reads {self._max_length} tokens; {count} are too many before a text."
+            raise JobError(message, code="context_too_long")
+        shortened = ids if len(ids) <= kept else np.concatenate([ids[: kept - 1], ids[-1:]])
+        # Ids of the text itself: of none of them a model thinks that it ends a text or fills one up.
+        return np.concatenate([shortened[:1], np.repeat(shortened[1:2], count), shortened[1:]]).astype(np.int32)
 
     def cost(self, prepared: TokenIds) -> int:
         """Tokens."""

@@ -26,7 +26,6 @@ from shared.catalog import Catalog, load_catalog
 from shared.db import Sessions
 from shared.jobs import engine
 from shared.language_models import load_language_models
-from shared.ml import tuning
 from shared.queues import Queue, Stage
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -55,7 +54,7 @@ def services(
 @pytest.fixture(scope="module")
 def pools(services: Services) -> Iterator[Pools]:
     """Every pool that these jobs need, in this process."""
-    small = {"device": "cpu", "precision": "fp32", "decode_processes": 1, "torch_threads": 1}
+    small = {"device": "cpu", "precision": "fp32", "decode_processes": 1, "torch_threads": 1, "checkpoint_seconds": 0.0}
     worker = services.settings.worker.model_copy(update=small)
     settings = services.settings.model_copy(update={"worker": worker})
 
@@ -188,11 +187,8 @@ class Impatient(Control):
         super().check()
 
 
-def test_a_fit_that_was_broken_off_goes_on_where_it_was(
-    client: httpx.Client, services: Services, pools: Pools, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fit_that_was_broken_off_goes_on_where_it_was(client: httpx.Client, services: Services, pools: Pools) -> None:
     """A worker that leaves hands it back; what the next one makes of it is what would have come of it anyway."""
-    monkeypatch.setattr(tuning, "CHECKPOINT_SECONDS", 0.0)
     body = {"type": "fine_tune", "items": texts(60), "encoders": TEXT_ONLY, "train_encoder": "full", **QUICK}
     whole = model_of(client, run(client, services, pools, body), "fitted_encoder")
     broken_off = client.post("/v1/jobs", json=body).json()
@@ -277,6 +273,31 @@ def test_a_models_encoder_stays_while_another_jobs_model_needs_it(
     for kept in ({trained["id"]: 404, features["id"]: 200}, {trained["id"]: 404, features["id"]: 404}):
         retain(services)
         assert {id: client.get(f"/v1/jobs/{id}").status_code for id in kept} == kept
+
+
+def test_several_labels_folds_and_a_search(client: httpx.Client, services: Services, pools: Pools) -> None:
+    """All of it asked for over HTTP; what came of it is shown with the model, and told while it went on."""
+    items = [{**item, "label": [item["label"], *(["red"] if "red" in item["text"] else [])]} for item in texts(90)]
+    body = {
+        "type": "fine_tune", "items": items, "encoders": {**TEXT_ONLY, "text": "word2vec"}, "preset": "best",
+        "training": {"epochs": 5, "class_weights": "balanced"}, "splitting": {"folds": 3}, "search": {"trials": 2},
+    }  # fmt: skip
+    job = run(client, services, pools, body)
+    model = model_of(client, job, "classifier")
+    assert model["fine_tuned"]["multi_label"] is True
+    assert set(model["fine_tuned"]["classes"]) == {"cat", "dog", "red"}
+    metrics = model["fine_tuned"]["metrics"]
+    assert len(metrics["folds"]["folds"]) == 3
+    assert len(metrics["trials"]) == 2
+    assert {c["seed"] for c in metrics["candidates"]} == {0, 1, 2}
+    assert sum(c["weight"] for c in metrics["candidates"]) == pytest.approx(1)
+    events = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "application/json"}).json()["data"]
+    kinds = [event["type"] for event in events]
+    assert kinds.count("training.fold") == 3
+    assert {"training.split", "training.warning", "training.model", "training.trial"} <= set(kinds)
+    assert kinds.index("training.warning") < kinds.index("training.model")  # said before anything was trained
+    predicted = run(client, services, pools, {"type": "predict", "model": model["id"], "items": items[:5]})
+    assert all(isinstance(said, list) for said in column(client, predicted, "prediction").values())
 
 
 FINE_TUNE = {"type": "fine_tune", "train_encoder": "full"}

@@ -19,12 +19,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.gateway import middleware
+from services.gateway import embedding, middleware
 from services.gateway.app import create_app
 from services.gateway.buckets import Rate
 from services.gateway.deps import Services, open_services
 from shared.db import Sessions
 from shared.jobs.keys import create_key
+from shared.language_models import DEFAULT_LANGUAGE_MODEL
+from shared.queues import Queue
 from shared.settings import Settings
 from tests.integration.gateway.conftest import Pools, serve
 
@@ -45,11 +47,17 @@ def openapi_document() -> dict[str, Any]:
 
 #: That fields go together (items or input; weights with the method that uses them) cannot be said in a JSON schema;
 #: an empty list, sent as a form, is nothing at all; NUL is in no id and no filter, and the corpus sends it everywhere.
+#: Of embeddings 504 is the right answer, since there are no workers here.
 CONFIG = {
     "generation": {"with-security-parameters": False, "allow-x00": False},
     "operations": [
         {"include-name": "POST /v1/jobs", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/batches", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {
+            "include-name": "POST /v1/embeddings",
+            "checks": {"positive_data_acceptance": {"enabled": False}, "not_a_server_error": {"enabled": False}},
+        },
         {"include-name": "POST /v1/files", "checks": {"negative_data_rejection": {"enabled": False}}},
     ],
 }
@@ -59,6 +67,14 @@ OF_THINGS = schemathesis.openapi.from_dict(openapi_document()).include(path_rege
 some = hypothesis.settings(
     max_examples=10, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_answers() -> Iterator[None]:
+    """There are no workers here: who waits for one, waits in vain, and is told so soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "WAIT_SECONDS", 0.2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +115,15 @@ def things(
     with httpx.Client(base_url=url) as client:
         job = client.post("/v1/jobs", json=features_request(3)).json()["id"]
         file = client.post("/v1/files", files={"file": ("a.txt", b"text")}).json()["id"]
-    pools.run()
+        pools.run(Queue.TEXT, Queue.FUSION)
+        of_file = {"input_file_id": file, "endpoint": "/v1/embeddings"}
+        batch = client.post("/v1/batches", json=of_file).json()["id"]
+        tuning = {"training_file": file, "model": DEFAULT_LANGUAGE_MODEL}
+        tuned = client.post("/v1/fine_tuning/jobs", json=tuning).json()["id"]
     with sessions.begin() as session:
         row, _ = create_key(session, tenant="default", name="thing")
-        return {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
+        ids = {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
+        return {**ids, "batches": batch, "fine_tuning": tuned}
 
 
 @OF_THINGS.parametrize()

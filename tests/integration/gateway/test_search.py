@@ -133,7 +133,7 @@ def finished(client: httpx.Client, request: dict[str, Any]) -> str:
         shown: dict[str, Any] = client.get(f"/v1/jobs/{answer.json()['id']}").json()
         return shown if shown["status"] in {"succeeded", "failed"} else None
 
-    job = wait_for(ended, what="the end of the job")
+    job = wait_for(ended, seconds=180, what="the end of the job")
     assert job["status"] == "succeeded", job
     return str(job["id"])
 
