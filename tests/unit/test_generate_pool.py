@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from services.finetune.generate import models as models_module
 from services.finetune.generate.models import LanguageModelCache
 from services.finetune.generate.predict import Generate, Part, answers_table
-from services.finetune.generate.questions import label_of, questions
+from services.finetune.generate.questions import questions
 from services.finetune.generate.turns import in_turns
+from services.finetune.language.labels import label_of
 from shared.conversations import Message, markers
 from shared.generation import Generation
 from shared.ml.language.choosing import label_probabilities

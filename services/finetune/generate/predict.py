@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.finetune.generate.models import LanguageModelCache
-from services.finetune.generate.questions import label_of, questions
+from services.finetune.generate.questions import questions
 from services.finetune.generate.turns import in_turns
+from services.finetune.language.labels import label_of
 from shared.errors import JobError
 from shared.generation import JobGeneration
 from shared.jobs.records import Finished, Lease
