@@ -53,6 +53,7 @@ CONFIG = {
     "operations": [
         {"include-name": "POST /v1/jobs", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/chat/completions", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/batches", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {
             "include-name": "POST /v1/embeddings",
