@@ -56,6 +56,7 @@ CONFIG = {
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/prompts", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/prompts/{id}/preview", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/chat/completions", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/batches", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {
             "include-name": "POST /v1/embeddings",
