@@ -1,7 +1,8 @@
 """What the generate pool does with its shard: a part of a feature set to a part of a language model's answers."""
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from services.finetune.generate.questions import questions
 from services.finetune.generate.turns import in_turns
 from services.finetune.language.labels import label_of
 from shared.errors import JobError
-from shared.generation import JobGeneration
+from shared.generation import OWN_GENERATION, Generation, JobGeneration
 from shared.jobs.records import Finished, Lease
 from shared.ml.feature_parts import find_parts, read_part
 from shared.ml.language.choosing import label_probabilities
@@ -73,13 +74,13 @@ class Generate:
             return Part(None)
         given = lease.request.get("prompt")
         prompt = PromptTemplate.model_validate(given) if given else model.config.prompt or PromptTemplate()
-        generation = JobGeneration.model_validate(lease.request.get("generation") or {})
         part = Part(tables[0], _words(model.config, prompt), prompt=prompt)
         if model.config.by_likelihood:
             part.labels = model.config.labels
+        drawn = generations(lease.request, tables[0])
         for row, question in enumerate(questions(tables[0], model.config, prompt)):
             control.check()
-            prompted = Prompted(question.conversation, question.media, generation)
+            prompted = Prompted(question.conversation, question.media, drawn[row])
             error = _error_of(model, prompted)
             if error is None:
                 part.prompts[row] = prompted
@@ -128,6 +129,14 @@ class Generate:
         # On the feature set of another job, nobody has counted its items in this one.
         counted = rows if "features" in lease.spec else 0
         return Finished(lease, stored, items_done=lease.items, succeeded=counted, rows=rows)
+
+
+def generations(request: Mapping[str, Any], table: pa.Table) -> list[Generation]:
+    """How the answer to each row is drawn: as the job says, or, in one that answers a batch, as the item does."""
+    if "batch" not in request:
+        return [JobGeneration.model_validate(request.get("generation") or {})] * table.num_rows
+    metadata = [json.loads(one) for one in table.column("metadata").to_pylist()]
+    return [Generation.model_validate(one[OWN_GENERATION]) for one in metadata]
 
 
 def answers_table(part: Part) -> pa.Table:

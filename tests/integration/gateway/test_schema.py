@@ -126,6 +126,9 @@ def things(
         batch = client.post("/v1/batches", json=of_file).json()["id"]
         tuning = {"training_file": file, "model": DEFAULT_LANGUAGE_MODEL}
         tuned = client.post("/v1/fine_tuning/jobs", json=tuning).json()["id"]
+        prompt = client.post("/v1/prompts", json={"name": "kinds", "prompt": {"template": "What is {text}?"}}).json()[
+            "id"
+        ]
     with sessions.begin() as session:
         row, _ = create_key(session, tenant="default", name="thing")
         ids = {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
