@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from shared.fine_tuning import PredictRequest
-from shared.schemas import BatchStatus, FeaturesRequest, Metadata, Strict
+from shared.schemas import BatchStatus, FeaturesRequest, Metadata
+from shared.strict import Strict
 
 
 class Endpoint(StrEnum):

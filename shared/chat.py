@@ -16,7 +16,7 @@ from shared.conversations import TextPart as Words
 from shared.generation import MAX_TOKENS, Generation, StopWord, StopWords
 from shared.ids import new_id
 from shared.queues import Modality
-from shared.schemas import Strict
+from shared.strict import Strict
 
 FinishReason = Literal["stop", "length"]
 

@@ -7,23 +7,21 @@ is imported here.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from shared.strict import Strict
 
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     """Words."""
 
     type: Literal["text"] = "text"
     text: str
 
 
-class MediaPart(_Strict):
+class MediaPart(Strict):
     """Where a picture or a sound comes in: the marker, not the bytes."""
 
     type: Literal["image", "audio"]
@@ -32,7 +30,7 @@ class MediaPart(_Strict):
 ContentPart = Annotated[TextPart | MediaPart, Field(discriminator="type")]
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn: words, or parts in the order in which they are read."""
 
     role: Literal["system", "user", "assistant"]

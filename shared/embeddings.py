@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from shared.errors import InvalidRequestError
+from shared.items import Item
 from shared.queues import Modality
-from shared.schemas import Item, Strict
+from shared.strict import Strict
 
 Vectors = NDArray[np.float32]
 

@@ -8,7 +8,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from shared.generation import JobGeneration
 from shared.prompts import PromptTemplate
-from shared.schemas import FeatureSource, JobOptions, JobType, Strict
+from shared.schemas import FeatureSource, JobOptions, JobType
+from shared.strict import Strict
 
 
 class Method(StrEnum):

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from shared.language_tuning import InstructionRequest
-from shared.schemas import FineTuningStatus, Metadata, Strict
+from shared.schemas import FineTuningStatus, Metadata
+from shared.strict import Strict
 
 #: What `learning_rate_multiplier` multiplies: the learning rate of LoRA.
 LEARNING_RATE = 2e-4

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import InvalidRequestError
 from shared.queues import Modality
-from shared.schemas import FusionMethod, Strict, Weights
+from shared.schemas import FusionMethod, Weights
+from shared.strict import Strict
 
 #: Of what a learned fusion makes.
 _Dimension = Annotated[int, Field(ge=1, le=4096, description="of the fused vector")]

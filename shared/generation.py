@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shared.schemas import Strict
+from shared.strict import Strict
 
 #: Where the metadata of an item say how its own answer is drawn, in jobs whose items differ in that (batches).
 OWN_GENERATION = "generation"

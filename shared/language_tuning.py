@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from shared.fine_tuning import Schedule, Splitting
 from shared.language_models import DEFAULT_LANGUAGE_MODEL
 from shared.prompts import PromptTemplate
-from shared.schemas import Encoders, FeatureSource, JobOptions, JobType, Strict
+from shared.schemas import Encoders, FeatureSource, JobOptions, JobType
+from shared.strict import Strict
 
 
 class Adapter(StrEnum):

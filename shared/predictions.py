@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from shared.items import Item
 from shared.queues import Modality
-from shared.schemas import Item, Strict
+from shared.strict import Strict
 
 #: More items are a job.
 MOST_ITEMS = 64

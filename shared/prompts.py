@@ -7,8 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 from shared.conversations import ContentPart, MediaPart, Message, TextPart
+from shared.items import Item, Label
 from shared.preprocessing import DrawnText
-from shared.schemas import Item, Label, Metadata, Strict
+from shared.schemas import Metadata
+from shared.strict import Strict
 
 #: What a template can hold, and what a class template must.
 PLACEHOLDERS, CLASS = ("text", "image", "audio"), "label"

@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from shared.items import ItemId, Label, Split
 from shared.queues import Modality
-from shared.schemas import ItemId, Label, MetadataKey, MetadataValue, Split, Strict
+from shared.schemas import MetadataKey, MetadataValue
+from shared.strict import Strict
 
 #: What items have in their metadata is compared with these.
 MetadataPairs = Annotated[dict[MetadataKey, bool | int | float | MetadataValue], Field(max_length=16)]

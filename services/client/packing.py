@@ -18,7 +18,8 @@ from pydantic_core import to_jsonable_python
 
 from services.client.errors import ClientError
 from services.client.uploads import Chunks, Upload, bytes_upload, file_chunks, file_upload, size_of
-from shared.schemas import Input, Item
+from shared.items import Item
+from shared.schemas import Input
 
 Records = Iterable[Item | Mapping[str, Any]]
 #: A path, a `file-…` id, an `s3://` prefix, a `job-…` id (its feature set), or the records themselves.

@@ -14,15 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.prompts import Prompt
-from shared.schemas import (
-    File,
-    ItemErrorEntry,
-    Job,
-    JobStatus,
-    Key,
-    StageProgress,
-    WorkerEntry,
-)
+from shared.schemas import File, ItemErrorEntry, Job, JobStatus, Key, StageProgress, WorkerEntry
 
 _STYLES = {
     JobStatus.QUEUED: "dim",

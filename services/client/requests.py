@@ -15,13 +15,13 @@ from services.client.errors import ServerFailed
 from services.client.job_options import AnyJobOptions, ChatOptions
 from services.client.uploads import OnBytes, Upload, file_upload
 from shared.chat import ChatChunk, ChatCompletion
+from shared.items import Item
 from shared.predictions import PredictionList
 from shared.prompts import Prompt, PromptPreview, PromptTemplate
 from shared.schemas import (
     Deleted,
     File,
     Input,
-    Item,
     ItemErrorEntry,
     Job,
     JobEvent,

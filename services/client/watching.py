@@ -11,8 +11,9 @@ from rich.text import Text
 
 from services.client.client import Client
 from services.client.rendering import item_counts, rate, span, status_text, took
+from shared.items import Split
 from shared.queues import Stage
-from shared.schemas import Job, JobEvent, Split, StageProgress
+from shared.schemas import Job, JobEvent, StageProgress
 
 #: All items are trained on at once: there is nothing to count until the end, and no pace.
 _TRAINING = frozenset({Stage.FIT, Stage.FINE_TUNE})

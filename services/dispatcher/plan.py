@@ -13,12 +13,12 @@ from services.dispatcher.manifests.reading import Reading
 from shared.catalog import Catalog
 from shared.db import Sessions
 from shared.errors import InvalidRequestError, JobError, NotFoundError
+from shared.items import MediaLocation, Split
 from shared.jobs.encoders import with_models
 from shared.jobs.files import get_file, locate_files, pin_files
 from shared.jobs.models import JobFile
 from shared.jobs.records import Lease, Plan
 from shared.planning import Place, PlanRequest, Row, Source, plan_rows
-from shared.schemas import MediaLocation, Split
 from shared.storage import keys
 from shared.storage.imports import allowed_prefix
 from shared.worker.context import WorkerContext

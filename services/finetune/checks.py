@@ -9,9 +9,9 @@ import numpy as np
 
 from services.finetune.data import Dataset, Rows
 from services.finetune.problem import Problem
+from shared.items import Split
 from shared.ml.splits import Parts
 from shared.ml.trained import Task
-from shared.schemas import Split
 
 Severity = Literal["info", "warning"]
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from shared.items import PlannedItem
 from shared.queues import Modality
-from shared.schemas import PlannedItem
 
 Vectors = NDArray[np.float32]
 

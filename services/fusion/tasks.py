@@ -15,6 +15,7 @@ from services.fusion.lane import ModelLane
 from services.fusion.models import TrainedModels
 from services.fusion.parquet import feature_schema, write_part
 from services.fusion.predict import Predict
+from shared.items import PlannedItem
 from shared.jobs.encoders import encoder_ids
 from shared.jobs.models import ItemError, Shard
 from shared.jobs.records import Finished, ItemFailure, Lease
@@ -22,7 +23,7 @@ from shared.jobs.states import ShardState
 from shared.ml.device import configure_threads
 from shared.ml.fusion.build import make_fusion
 from shared.queues import Modality, Stage
-from shared.schemas import Fusion, FusionMethod, PlannedItem
+from shared.schemas import Fusion, FusionMethod
 from shared.storage import keys
 from shared.worker.context import Handler, LaneHandler, WorkerContext
 from shared.worker.control import Control

@@ -14,11 +14,11 @@ from services.gateway.interactive import Asking, Contents, encode, locate
 from services.gateway.sources import find_speaker
 from shared.chat import ChatRequest, Translated, generation_of, translate
 from shared.errors import ContextLengthError, InvalidRequestError, TooLargeError
+from shared.items import Item
 from shared.lanes.client import LaneClient, LaneFailedError
 from shared.lanes.messages import Encoded, GenerateItems, Rows, Said, Spoken
 from shared.predictions import MOST_ITEMS
 from shared.queues import Modality
-from shared.schemas import Item
 from shared.settings import Limits
 
 #: What is wrong with a conversation and not with a worker, though only the worker, which has the tokenizer, can tell.

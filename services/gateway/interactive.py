@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidRequestError, ItemError, TooLargeError
+from shared.items import Item, MediaLocation
 from shared.jobs.files import locate_files
 from shared.lanes.client import LaneClient
 from shared.lanes.messages import Encoded, Fault
 from shared.planning.media import MediaResolver, enclose
 from shared.queues import Modality
-from shared.schemas import Item, MediaLocation
 from shared.settings import Limits, Settings
 
 #: Uploaded pictures or sounds that one request may name, in bytes together.

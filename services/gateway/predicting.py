@@ -14,11 +14,11 @@ from services.gateway.deps import Services
 from services.gateway.interactive import Asking, Contents, encode, locate
 from services.gateway.sources import find_encoders, find_predictor
 from shared.errors import DeadlineError
+from shared.items import Item
 from shared.lanes.client import LaneClient
 from shared.lanes.messages import Encoded, Predicted, PredictRows, Rows
 from shared.predictions import Prediction, PredictionError, PredictionList, PredictionRequest
 from shared.queues import Modality
-from shared.schemas import Item
 
 _NOTHING = PredictionError(
     modality=None,

@@ -9,12 +9,12 @@ from services.gateway.deps import Services
 from services.gateway.interactive import Asking, Contents, encode, locate
 from services.gateway.sources import find_encoders
 from shared.errors import DeadlineError, InvalidRequestError
+from shared.items import Item
 from shared.jobs import registry
 from shared.jobs.search import find_index, nearest, vector_of
 from shared.lanes.client import LaneClient
 from shared.lanes.messages import FuseRows
 from shared.queues import Modality
-from shared.schemas import Item
 from shared.search import SearchRequest, SearchResult, SearchResults
 
 

@@ -13,6 +13,7 @@ from shared.catalog import Catalog, FittedEncoder
 from shared.errors import ConflictError, InvalidRequestError
 from shared.fine_tuning_jobs import OpenAITuning
 from shared.ids import new_id
+from shared.items import Item, MediaLocation
 from shared.jobs import repository
 from shared.jobs.backlog import check_backlog, check_with_others
 from shared.jobs.encoders import MODEL, with_models
@@ -22,7 +23,7 @@ from shared.jobs.records import Plan
 from shared.jobs.repository import NewJob
 from shared.planning import plan_inline
 from shared.requests import JobRequest
-from shared.schemas import FeaturesRequest, Item, ItemSource, MediaLocation
+from shared.schemas import FeaturesRequest, ItemSource
 from shared.storage import keys
 
 

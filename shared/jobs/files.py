@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from shared import schemas
 from shared.errors import ConflictError, NotFoundError
 from shared.ids import new_id
+from shared.items import MediaLocation
 from shared.jobs.models import Batch, Blob, File, Job, JobFile
 from shared.jobs.records import StoredObject
 from shared.jobs.states import ENDED_JOBS
-from shared.schemas import MediaLocation
 
 
 def add_file(

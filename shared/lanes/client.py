@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from shared.errors import BusyError, DeadlineError, TriviumError, UnavailableError
 from shared.ids import new_id
+from shared.items import MediaLocation
 from shared.lanes.messages import (
     KEEP_SECONDS,
     Encoded,
@@ -38,7 +39,6 @@ from shared.lanes.messages import (
 )
 from shared.observability import get_logger
 from shared.queues import Modality, Stage
-from shared.schemas import MediaLocation
 
 log = get_logger(__name__)
 

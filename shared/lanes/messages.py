@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from shared.conversations import Message
 from shared.generation import Generation
+from shared.items import MediaLocation
 from shared.queues import Modality, Stage
-from shared.schemas import MediaLocation
 
 #: Requests and answers that nobody fetched for this long are gone; no deadline is further away.
 KEEP_SECONDS = 60

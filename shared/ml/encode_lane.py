@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.catalog import EncoderSpec
 from shared.errors import InvalidRequestError, ItemError, JobError, NotFoundError
+from shared.items import MediaLocation
 from shared.jobs.encoders import fitted_encoder
 from shared.lanes.messages import Encoded, EncodeItems, Fault, LaneRequest, Rows
 from shared.ml.decoding import Decoder, decode_ahead, decode_limits
@@ -15,7 +16,6 @@ from shared.ml.encoders.base import Encoder, tokens_of
 from shared.ml.encoders.batching import MAX_COST, encode_all
 from shared.ml.models import ModelCache, load_on_worker
 from shared.queues import Modality, Stage
-from shared.schemas import MediaLocation
 from shared.storage.fetching import UrlFetcher
 from shared.worker.context import Prepared, WorkerContext
 from shared.worker.control import Control

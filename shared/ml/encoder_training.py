@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, TrainEncoder
+from shared.items import PlannedItem
 from shared.json_numbers import as_json
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.distributed import Answer, answers_of, processes_for, run_ranks
@@ -33,7 +34,6 @@ from shared.ml.rank import Rank
 from shared.ml.repeatable import derived_seed, repeatable
 from shared.ml.supervision import Supervision
 from shared.ml.tuning import Examples, Recipe, Tuner, recipe_of
-from shared.schemas import PlannedItem
 from shared.settings import WorkerSettings
 from shared.worker.progress import Progress
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shared.catalog import FittedEncoder
 from shared.errors import ItemError, NotFoundError
+from shared.items import MediaLocation, PlannedItem
 from shared.jobs import cache, engine
 from shared.jobs.encoders import encoder_of
 from shared.jobs.records import CachedVectors, Finished, ItemFailure, Lease
@@ -25,7 +26,6 @@ from shared.ml.encoders.base import Encoder, Vectors, tokens_of
 from shared.ml.encoders.batching import encode_all
 from shared.ml.models import ModelCache, load_on_worker
 from shared.queues import Modality
-from shared.schemas import MediaLocation, PlannedItem
 from shared.storage import keys
 from shared.storage.fetching import UrlFetcher
 from shared.worker.context import WorkerContext

@@ -15,7 +15,8 @@ from shared.fusion_parameters import validate_parameters
 from shared.ml.fusion.base import Masks, Vectors, zero_missing
 from shared.ml.fusion.build import make_fusion
 from shared.queues import Modality
-from shared.schemas import FusionMethod, Strict
+from shared.schemas import FusionMethod
+from shared.strict import Strict
 
 _Size = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, lt=1)]

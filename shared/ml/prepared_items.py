@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shared.errors import JobError
+from shared.items import PlannedItem
 from shared.ml.encoders.base import TrainableEncoder
-from shared.schemas import PlannedItem
 
 #: Reads items as an encoder takes them, in any order; those that cannot be read are left out.
 Read = Callable[[TrainableEncoder, Sequence[PlannedItem]], Iterator[tuple[PlannedItem, Any]]]

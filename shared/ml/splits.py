@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Method, Splitting
+from shared.items import PlannedItem, Split
 from shared.ml.repeatable import generator
-from shared.schemas import PlannedItem, Split
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]

@@ -11,9 +11,9 @@ from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Method
+from shared.items import PlannedItem
 from shared.ml.splits import answer_of
 from shared.ml.trained import Task
-from shared.schemas import PlannedItem
 
 
 @dataclass(frozen=True)

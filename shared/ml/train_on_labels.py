@@ -8,13 +8,13 @@ from pathlib import Path
 
 from shared.catalog import FittedEncoder
 from shared.fine_tuning import FineTuneRequest
+from shared.items import PlannedItem, Split
 from shared.jobs.encoders import encoder_of
 from shared.jobs.records import Finished, Lease
 from shared.ml.extraction import Extraction
 from shared.ml.fitting import FittedModel, slices_of, store_fitted
 from shared.ml.models import download_model
 from shared.queues import Modality
-from shared.schemas import PlannedItem, Split
 from shared.storage import keys
 from shared.worker.context import WorkerContext
 from shared.worker.control import Control

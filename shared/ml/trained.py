@@ -16,7 +16,7 @@ from shared.errors import JobError
 from shared.ml.multimodal import MultimodalConfig, MultimodalModel
 from shared.ml.shapley import shapley_values
 from shared.queues import Modality
-from shared.schemas import Strict
+from shared.strict import Strict
 
 #: float32 [n, d_m] and bool [n] of each modality.
 Vectors = Mapping[Modality, NDArray[np.float32]]

@@ -9,7 +9,7 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from shared.errors import ItemError
-from shared.schemas import MediaLocation
+from shared.items import MediaLocation
 from shared.settings import Fetching
 from shared.storage.urls import is_url, parse_url
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from shared.catalog import Catalog, FittedEncoder
 from shared.errors import InvalidRequestError, ItemError, JobError
 from shared.fine_tuning import TrainEncoder, reads_text
+from shared.items import Item, MediaLocation, PlannedItem
 from shared.jobs.encoders import in_schema
 from shared.jobs.records import ItemFailure, Plan
 from shared.planning.ledger import Ledger
@@ -18,7 +19,7 @@ from shared.planning.media import Finder, MediaResolver
 from shared.planning.rows import Problem, Row, batches
 from shared.planning.uploads import MediaPacker, SliceWriter, Uploads
 from shared.queues import Modality
-from shared.schemas import Encoders, Fusion, FusionMethod, Input, Item, JobType, MediaLocation, PlannedItem
+from shared.schemas import Encoders, Fusion, FusionMethod, Input, JobType
 from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.items import MediaLocation
 from shared.queues import Modality
-from shared.schemas import MediaLocation
 
 #: Rows are planned together up to this many, or this many bytes.
 BATCH_ROWS = 256

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import IO, Self
 from uuid import UUID
 
+from shared.items import MediaLocation, PlannedItem
 from shared.jobs.records import Slice, StoredObject
 from shared.queues import Modality
-from shared.schemas import MediaLocation, PlannedItem
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
 

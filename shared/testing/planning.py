@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from shared.catalog import load_catalog
+from shared.items import MediaLocation, PlannedItem
 from shared.jobs.records import ItemFailure, Plan
 from shared.planning import Place, PlanRequest, Source, plan_rows
-from shared.schemas import Encoders, Fusion, MediaLocation, PlannedItem
+from shared.schemas import Encoders, Fusion
 from shared.settings import Fetching, Limits
 from shared.storage.objects import ObjectStore
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from shared.errors import ItemError, NotFoundError
-from shared.schemas import MediaLocation
+from shared.items import MediaLocation
 from shared.storage.fetching import UrlFetcher
 from shared.storage.objects import ObjectStore
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from shared.errors import TriviumError
-from shared.schemas import PlannedItem
+from shared.items import PlannedItem
 from shared.storage.objects import ObjectStore
 
 Arrays = dict[str, NDArray[Any]]

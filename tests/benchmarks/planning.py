@@ -11,8 +11,9 @@ from typing import Any
 from services.dispatcher.manifests.detection import open_object
 from services.dispatcher.manifests.reading import Reading
 from shared.catalog import load_catalog
+from shared.items import MediaLocation
 from shared.planning import Place, PlanRequest, plan_rows
-from shared.schemas import Encoders, Fusion, MediaLocation
+from shared.schemas import Encoders, Fusion
 from shared.settings import Fetching, Limits
 from shared.testing.memory_store import MemoryStore
 from shared.testing.planning import JOB_ID, TOKEN

@@ -28,6 +28,7 @@ from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.errors import ConflictError, JobError, ShardCancelledError
 from shared.ids import new_id
+from shared.items import PlannedItem
 from shared.jobs import engine, files, outputs, repository
 from shared.jobs.layout import finish_plan
 from shared.jobs.models import Job, JobFile, JobStage, Shard
@@ -35,7 +36,7 @@ from shared.jobs.records import Lease, Plan
 from shared.jobs.repository import NewJob
 from shared.jobs.retry import retry
 from shared.queues import Queue
-from shared.schemas import FeaturesRequest, JobStatus, PlannedItem
+from shared.schemas import FeaturesRequest, JobStatus
 from shared.settings import Settings
 from shared.storage import keys
 from shared.storage.objects import ObjectStore

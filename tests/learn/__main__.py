@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import deploy
-from shared.schemas import Split
+from shared.items import Split
 from tests.learn.digits import make_digits
 from tests.learn.features import feature_sets
 from tests.learn.fusion import BEST_FUSION, BEST_SINGLE, DIFFERENCE, compare

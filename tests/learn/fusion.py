@@ -20,9 +20,9 @@ from services.finetune.folds import stratified_folds
 from services.finetune.problem import Problem
 from services.finetune.recipes.classifier import class_problem
 from shared.fine_tuning import FineTuneRequest, Splitting
+from shared.items import Split
 from shared.ml.repeatable import generator
 from shared.ml.splits import Parts
-from shared.schemas import Split
 from tests.learn.contenders import BASELINES, ENSEMBLE, PRESET, SINGLE, Verdict, contend
 from tests.learn.intervals import Interval, bootstrap, corrected_t, paired_bootstrap
 from tests.learn.results import Result

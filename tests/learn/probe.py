@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from services.finetune.data import Dataset
-from shared.schemas import Split
+from shared.items import Split
 from tests.learn.intervals import bootstrap
 from tests.learn.results import Result
 

@@ -14,12 +14,12 @@ from safetensors.torch import load, load_file
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, TrainEncoder
+from shared.items import PlannedItem
 from shared.ml.encoder_training import train_encoder
 from shared.ml.encoders.base import WEIGHTS, TrainableEncoder
 from shared.ml.encoders.border import BORDER
 from shared.ml.encoders.loading import load_encoder
 from shared.ml.fitting import FittedModel
-from shared.schemas import PlannedItem
 from shared.settings import WorkerSettings
 from shared.testing.tiny import tiny_clip
 from shared.worker.progress import Silence

@@ -19,8 +19,9 @@ from services.client.demo.learn import Learned, Prediction, read_predictions
 from services.client.demo.picture import draw
 from services.client.demo.run import SAMPLE, Sample, find_problems, find_search_problems
 from services.fusion.parquet import feature_schema, write_part
+from shared.items import MediaLocation, PlannedItem
 from shared.queues import Modality
-from shared.schemas import FineTuned, Job, MediaLocation, PlannedItem
+from shared.schemas import FineTuned, Job
 
 LABELS = ["Food & Drink", "Flags", "Symbols"]
 COUNT = 90

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from services.client import Client, ClientError
 from services.client.packing import Source, prepare
 from services.client.uploads import Upload
-from shared.schemas import Input, Item
+from shared.items import Item
+from shared.schemas import Input
 
 FILE_ID = "file-01k9w0c3v8e6m5j2k1x7r4t9qz"
 

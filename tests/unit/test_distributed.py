@@ -17,6 +17,7 @@ from safetensors.torch import load
 from shared.catalog import EncoderSpec
 from shared.errors import JobError, ShardCancelledError
 from shared.fine_tuning import FineTuneRequest
+from shared.items import PlannedItem
 from shared.ml.distributed import TrainingProcessError, processes_for, run_ranks
 from shared.ml.encoder_training import train_encoder
 from shared.ml.encoders.base import WEIGHTS, TrainableEncoder
@@ -26,7 +27,6 @@ from shared.ml.fitting import FittedModel
 from shared.ml.prepared_items import ItemFile, write_items
 from shared.ml.supervision import Supervision
 from shared.ml.tuning import Examples, Tuner, recipe_of
-from shared.schemas import PlannedItem
 from shared.settings import WorkerSettings
 from shared.testing.tiny import tiny_bert, tiny_cnn, word_order
 from shared.worker.progress import Silence

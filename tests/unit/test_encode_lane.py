@@ -9,13 +9,13 @@ from pydantic import SecretStr
 from services.text.tasks import TextDecoder
 from shared.catalog import Catalog, EncoderSpec
 from shared.errors import DeadlineError, JobError
+from shared.items import MediaLocation
 from shared.lanes.messages import EncodeItems, LaneRequest
 from shared.ml import encode_lane
 from shared.ml.encode_lane import EncodeLane
 from shared.ml.encoders.hashing import HashingEncoder
 from shared.ml.models import ModelCache
 from shared.queues import Modality, Queue, Stage
-from shared.schemas import MediaLocation
 from shared.settings import Settings
 from shared.testing.memory_store import MemoryStore
 from shared.worker.context import WorkerContext

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from shared.catalog import EncoderSpec
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
+from shared.items import PlannedItem, Split
 from shared.ml import tuning
 from shared.ml.encoder_training import train_encoder
 from shared.ml.encoders.base import WEIGHTS, Encoder, TrainableEncoder
@@ -22,7 +23,6 @@ from shared.ml.encoders.loading import load_encoder
 from shared.ml.encoders.transformers_text import TransformersTextEncoder
 from shared.ml.fitting import FittedModel
 from shared.ml.splits import split_items
-from shared.schemas import PlannedItem, Split
 from shared.settings import WorkerSettings
 from shared.testing.tiny import tiny_bert, word_order
 from shared.worker.progress import Silence

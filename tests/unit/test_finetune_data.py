@@ -10,8 +10,8 @@ import pytest
 from services.finetune.data import read_parts
 from services.fusion.parquet import feature_schema, write_part
 from shared.errors import JobError
+from shared.items import PlannedItem
 from shared.queues import Modality
-from shared.schemas import PlannedItem
 
 
 def part(items: list[PlannedItem], text: np.ndarray, present: list[bool]) -> pa.Table:

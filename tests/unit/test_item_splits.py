@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
+from shared.items import PlannedItem, Split
 from shared.ml.splits import split_items
-from shared.schemas import PlannedItem, Split
 
 
 def items(count: int, **fields: Any) -> list[PlannedItem]:

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from shared.items import MediaLocation
 from shared.lanes.messages import (
     EncodeItems,
     Failed,
@@ -17,7 +18,6 @@ from shared.lanes.messages import (
     Rows,
 )
 from shared.queues import Modality, Stage
-from shared.schemas import MediaLocation
 
 FLOATS = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5))
 

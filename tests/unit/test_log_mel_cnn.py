@@ -15,12 +15,12 @@ from services.audio.preprocess import decode
 from shared.catalog import EncoderSpec, load_catalog
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest
+from shared.items import PlannedItem
 from shared.ml.encoder_training import train_encoder
 from shared.ml.encoders.base import Encoder, TrainableEncoder, Vectors
 from shared.ml.encoders.loading import load_encoder, load_trainable
 from shared.ml.encoders.log_mel import N_MELS, log_mel
 from shared.ml.encoders.log_mel_cnn import spec_augment
-from shared.schemas import PlannedItem
 from shared.settings import WorkerSettings
 from shared.testing.tiny import SAMPLE_RATE, sounds, tiny_cnn
 from shared.worker.progress import Silence

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from shared.catalog import load_catalog
 from shared.errors import JobError
+from shared.items import MediaLocation
 from shared.planning import Problem, Row, Source, plan_inline
 from shared.queues import Modality
-from shared.schemas import Encoders, FeaturesRequest, Fusion, MediaLocation
+from shared.schemas import Encoders, FeaturesRequest, Fusion
 from shared.settings import Fetching, Limits
 from shared.testing.memory_store import MemoryStore
 from shared.testing.planning import JOB_ID, Planned, media_bytes, plan_source

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from services.client.commands.options import AsJson, Metadata, connection, pairs
 from services.client.errors import ClientError
 from services.client.rendering import messages, output, print_entries, print_json, prompt_details, prompts_table
+from shared.items import Item
 from shared.prompts import PromptTemplate
-from shared.schemas import Item
 
 app = typer.Typer(no_args_is_help=True, help="Store prompts, show what they make of an item, list and delete them.")
 

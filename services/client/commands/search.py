@@ -10,8 +10,8 @@ from services.client.commands.options import AsJson, Metadata, connection, json_
 from services.client.commands.train import Source
 from services.client.job_options import IndexOptions
 from services.client.rendering import output, print_json, table_of
+from shared.items import Split
 from shared.queues import Modality
-from shared.schemas import Split
 from shared.search import SearchResults
 
 _QUERY = "What to search by"

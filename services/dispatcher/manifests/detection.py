@@ -15,8 +15,8 @@ from services.dispatcher.manifests.reading import Reading
 from services.dispatcher.manifests.tar import index_tar
 from services.dispatcher.manifests.zip import index_zip
 from shared.errors import JobError
+from shared.items import MediaLocation
 from shared.planning import Source
-from shared.schemas import MediaLocation
 
 #: How much of an object is looked at.
 HEAD_BYTES = 64 * 1024

@@ -6,9 +6,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from services.dispatcher.manifests.members import FIELDS, LABEL, Member, MemberIndex
+from shared.items import Item, MediaLocation
 from shared.planning import Problem, Row
 from shared.queues import Modality
-from shared.schemas import Item, MediaLocation
 
 
 def read_groups(index: MemberIndex, text_bytes: int) -> Iterator[Row]:

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import PurePosixPath
 
 from shared.errors import JobError
+from shared.items import MediaLocation
 from shared.queues import Modality
-from shared.schemas import MediaLocation
 
 MANIFEST = "manifest.jsonl"
 

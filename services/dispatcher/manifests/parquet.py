@@ -12,9 +12,9 @@ from pydantic_core import from_json, to_jsonable_python
 from services.dispatcher.manifests.ranged import RangedObject
 from services.dispatcher.manifests.reading import Reading, corrupt
 from shared.errors import JobError
+from shared.items import Item, MediaLocation
 from shared.planning import Problem, Row
 from shared.queues import Modality
-from shared.schemas import Item, MediaLocation
 
 #: Rows decoded together, fewer where they might unpack to more bytes than this.
 BATCH_ROWS = 1024

@@ -9,7 +9,7 @@ from minio.error import S3Error
 from services.dispatcher.manifests.members import Member, MemberIndex, member_name, role_of
 from services.dispatcher.manifests.reading import Reading
 from shared.errors import JobError, NotFoundError, UnavailableError
-from shared.schemas import MediaLocation
+from shared.items import MediaLocation
 
 #: Small objects read at the same time.
 READERS = 8

@@ -11,7 +11,7 @@ from services.dispatcher.manifests.members import TEXTUAL, Member, MemberIndex, 
 from services.dispatcher.manifests.ranged import ChunkReader, GuardedFile, RangedObject
 from services.dispatcher.manifests.reading import Reading, corrupt
 from shared.errors import JobError
-from shared.schemas import MediaLocation
+from shared.items import MediaLocation
 from shared.storage import keys
 
 CHUNK_BYTES = 1024**2

@@ -20,6 +20,7 @@ from services.finetune.prompting.ranking import Tried, as_metrics, try_all
 from services.finetune.scores import MAIN_SCORE, main_score_interval
 from services.finetune.versions import versions
 from shared.errors import JobError
+from shared.items import Split
 from shared.json_numbers import as_json
 from shared.language_tuning import PromptRequest
 from shared.ml.language.choosing import calibrate, label_probabilities
@@ -29,7 +30,6 @@ from shared.ml.repeatable import generator
 from shared.ml.splits import Parts, divide
 from shared.ml.trained import Task
 from shared.prompts import PromptTemplate
-from shared.schemas import Split
 
 #: Fewer items than this, and neither can a prompt be chosen nor a score be measured.
 _FEWEST_ITEMS = 10

@@ -20,6 +20,7 @@ from services.finetune.outcome import Outcome
 from services.finetune.versions import versions
 from shared.errors import JobError
 from shared.fine_tuning import Splitting
+from shared.items import Split
 from shared.json_numbers import as_json
 from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.language.adapters import PeftAdapter
@@ -30,7 +31,6 @@ from shared.ml.repeatable import derived_seed, generator, repeatable
 from shared.ml.splits import Parts, divide
 from shared.prompts import PromptTemplate
 from shared.queues import Modality
-from shared.schemas import Split
 
 _FEWEST_ITEMS = 10
 

@@ -10,9 +10,10 @@ from services.gateway.deps import After, Limit, ServicesDep
 from services.gateway.openapi import COMMON_ERRORS, answers
 from services.gateway.paging import page
 from shared import drawing
+from shared.items import Item
 from shared.jobs import prompts
 from shared.prompts import NewPrompt, PreviewRequest, Prompt, PromptPreview, PromptTemplate, as_text, conversation_of
-from shared.schemas import Deleted, Item, Page
+from shared.schemas import Deleted, Page
 
 #: Labels in a preview: each has up to a hundred templates with tens of words.
 _LABELS = 10

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.ml.multimodal import fit_standardisation
 from shared.queues import Modality
-from shared.schemas import Strict
+from shared.strict import Strict
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from shared.ml.language.loading import LanguageModel
 from shared.ml.language.soft_tokens import Media, Projector, ProjectorConfig
 from shared.prompts import PromptTemplate
 from shared.queues import Modality
-from shared.schemas import Strict
+from shared.strict import Strict
 
 PROJECTOR, CONFIG = "projector.safetensors", "config.json"
 
