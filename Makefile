@@ -94,6 +94,10 @@ chaos: $(VENV)/.dev ## The platform under attack for five minutes: make chaos AR
 bench: $(VENV)/.dev ## Benchmarks: ratios against plain library loops, measured in one run
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
+.PHONY: learn
+learn: $(VENV)/.dev ## What fusion is worth on two datasets, cross-validated, as JSON lines; ARGS=--quick
+	@$(BIN)/python -m tests.learn $(ARGS)
+
 .PHONY: format
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from shared.fine_tuning import PredictRequest
 from shared.schemas import BatchStatus, FeaturesRequest, Metadata, Strict
 
 
@@ -52,6 +53,12 @@ class EmbeddingsBatch(FeaturesRequest):
     """The job behind a batch of requests to /v1/embeddings."""
 
     batch: EmbeddingsBatchOf
+
+
+class ChatBatch(PredictRequest):
+    """The job behind a batch of requests to /v1/chat/completions; how each is answered is in its item's metadata."""
+
+    batch: BatchOf
 
 
 class BatchError(BaseModel):

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from shared.schemas import Strict
 
+#: Where the metadata of an item say how its own answer is drawn, in jobs whose items differ in that (batches).
+OWN_GENERATION = "generation"
+
 #: The answer to a chat, or to an item of a job, if nothing else is asked for.
 MAX_TOKENS = 256
 

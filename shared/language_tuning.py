@@ -56,7 +56,12 @@ class LanguageTraining(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     quantization: Literal["none", "4bit"] = Field("none", description="of the model's own weights, where a GPU can")
     max_new_tokens: int = Field(64, ge=1, le=4096, description="of an answer in evaluation")
-    evaluated_items: int = Field(200, ge=1, le=100_000, description="test items that are answered, at most")
+    evaluated_items: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="test items that are answered, at most; of `hard` prompts, validation items too",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
 

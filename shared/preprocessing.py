@@ -30,7 +30,9 @@ class DrawnText(_Options):
     outline that keeps them legible on any ground.
     """
 
-    text: str = Field(min_length=1, max_length=256, pattern=r"\S", examples=["a photo of an animal"])
+    text: str = Field(
+        min_length=1, max_length=256, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$", examples=["a photo of an animal"]
+    )
     place: Literal["top", "middle", "bottom"] = "bottom"
     height: float = Field(0.25, gt=0, le=1, description="of the band, as a share of the square's")
     colour: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")

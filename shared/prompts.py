@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 from shared.conversations import ContentPart, MediaPart, Message, TextPart
 from shared.preprocessing import DrawnText
@@ -31,7 +31,7 @@ def _only_the_class(value: str) -> str:
     return value
 
 
-ClassTemplate = Annotated[str, Field(max_length=1024), AfterValidator(_only_the_class)]
+ClassTemplate = Annotated[str, Field(max_length=256), AfterValidator(_only_the_class)]
 
 
 class PromptTemplate(Strict):
@@ -46,18 +46,31 @@ class PromptTemplate(Strict):
         examples=["{image}{audio}Decide whether the post is a rumour.\n{text}"],
     )
     system: str | None = Field(None, max_length=65_536, description="what the model is told before")
-    verbalizers: dict[Label, Annotated[list[Words], Field(min_length=1)]] = Field(
+    verbalizers: dict[Label, Annotated[list[Words], Field(min_length=1, max_length=32)]] = Field(
         default_factory=dict,
+        max_length=10_000,
         description="the words for a label, the first of which is learned; the label itself if none",
     )
     class_templates: list[ClassTemplate] = Field(
         default_factory=lambda: ["a photo of a {label}."],
         min_length=1,
-        max_length=256,
+        max_length=100,
         description="how a label is put to the text tower of a dual encoder; the vectors of several are averaged",
     )
     image_text: DrawnText | None = Field(None, description="words that are drawn on every picture before it is encoded")
     language: str = Field("en", max_length=35, pattern=r"^[A-Za-z0-9-]+$", description="BCP 47")
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Self:
+        strings = [self.template, self.system or "", *self.class_templates, *self.verbalizers]
+        strings += [word for words in self.verbalizers.values() for word in words]
+        if any("\0" in string for string in strings):
+            raise ValueError("a prompt holds no NUL characters")
+        try:
+            "".join(strings).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a prompt is valid Unicode, without halves of surrogate pairs") from None
+        return self
 
     def question(self, text: str | None, media: Sequence[str]) -> list[Message]:
         """The conversation up to the answer, for an item with this text and these media (`image`, `audio`)."""
@@ -118,7 +131,7 @@ class PromptPreview(BaseModel):
     conversation: list[Message] = Field(description="what a language model is given, up to its answer")
     text: str = Field(description="the same in one piece, for people; `[image]` and `[audio]` where media come in")
     class_texts: dict[str, list[str]] = Field(
-        description="what the text tower of a dual encoder reads, by label: those of the item and of the verbalizers"
+        description="what the text tower of a dual encoder reads, by label: those of the item, and some others"
     )
     image: str | None = Field(None, description="words drawn on an empty picture of 448x448 pixels: a PNG as data: URI")
 

@@ -6,15 +6,15 @@ from pydantic_core import from_json
 
 from services.gateway.admission import timeout_of
 from services.gateway.deps import Services
-from services.gateway.sources import find_encoder
+from services.gateway.sources import find_encoder, find_speaker
 from services.gateway.submission import submit
 from shared import batches as shapes
-from shared.batches import BatchRequest, EmbeddingsBatch, EmbeddingsBatchOf, Endpoint
-from shared.errors import InvalidRequestError, blaming
+from shared.batches import BatchOf, BatchRequest, ChatBatch, EmbeddingsBatch, EmbeddingsBatchOf, Endpoint
+from shared.errors import blaming
 from shared.jobs import batches
 from shared.jobs.files import get_file
 from shared.queues import Modality
-from shared.schemas import Encoders, Fusion, FusionMethod, Input
+from shared.schemas import Encoders, Fusion, FusionMethod, Input, JobType
 
 #: As much of an input file is read at first.
 _HEAD_BYTES = 64 * 1024
@@ -28,16 +28,14 @@ def create(
 ) -> shapes.Batch:  # fmt: skip
     """Creates the batch with its job, or finds the one that an earlier request with this key created.
 
-    Raises NotFoundError (`file_not_found`, `model_not_found`), InvalidRequestError (`unsupported_endpoint`,
-    `unsuitable_model`, …), and what `submit` raises.
+    Raises NotFoundError (`file_not_found`, `model_not_found`), InvalidRequestError (`unsuitable_model`, …), and what
+    `submit` raises.
     """
-    if request.endpoint is not Endpoint.EMBEDDINGS:
-        message = f"Batches are taken over {Endpoint.EMBEDDINGS} here."
-        raise InvalidRequestError(message, code="unsupported_endpoint", param="endpoint")
     with services.sessions() as session, blaming("input_file_id"):
         file, key = get_file(session, tenant, request.input_file_id)
     model = _named_model(services, key, file.bytes)
-    job, _ = submit(services, tenant, _embeddings(services, tenant, request, model), idempotency_key)
+    as_job = _chat if request.endpoint is Endpoint.CHAT else _embeddings
+    job, _ = submit(services, tenant, as_job(services, tenant, request, model), idempotency_key)
     with services.sessions() as session:
         return batches.snapshot(session, batches.find_of_job(session, tenant, job.id))
 
@@ -64,6 +62,21 @@ def _embeddings(services: Services, tenant: str, request: BatchRequest, model: s
             dimension=spec.dimension,
             may_be_cut=bool(spec.options.get("matryoshka")),
         ),
+    )
+
+
+def _chat(services: Services, tenant: str, request: BatchRequest, model: str | None) -> ChatBatch:
+    """The same of conversations, whose model says itself which encoders it takes."""
+    if model is not None:
+        with services.sessions() as session:
+            find_speaker(session, tenant, model, language_models=services.language_models, catalog=services.catalog)
+    return ChatBatch(
+        type=JobType.PREDICT,
+        model=model or next(iter(services.language_models)),
+        input=Input(file_id=request.input_file_id),
+        timeout_seconds=timeout_of(request.window_seconds, services.settings.limits),
+        metadata=request.metadata or {},
+        batch=BatchOf(endpoint=request.endpoint, completion_window=request.completion_window, model=model),
     )
 
 

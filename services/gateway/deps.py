@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -27,8 +27,8 @@ class Services:
     sessions: Sessions
     store: ObjectStore
     catalog: Catalog
+    language_models: LanguageModels
     hint: Callable[[Iterable[Queue]], None]
-    language_models: LanguageModels = field(default_factory=load_language_models)
 
 
 @contextmanager

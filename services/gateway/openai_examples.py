@@ -39,6 +39,14 @@ BATCH_REQUESTS: dict[str, Any] = {
             "metadata": {"project": "posts"},
         },
     },
+    "chat": {
+        "summary": "A file of requests to /v1/chat/completions, to be answered within a week",
+        "value": {
+            "input_file_id": "file-01k9w0c3v8e6m5j2k1x7r4t9qz",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "168h",
+        },
+    },
 }
 
 BATCH: dict[str, Any] = {

@@ -13,9 +13,10 @@ from shared.batches import BatchError, BatchErrors, BatchOf, BatchUsage, Request
 from shared.errors import NotFoundError
 from shared.ids import new_id
 from shared.jobs.files import add_file
-from shared.jobs.models import Batch, Event, ItemError, Job
+from shared.jobs.models import Batch, Event, ItemError, Job, JobStage
 from shared.jobs.records import StoredObject
 from shared.jobs.states import ENDED_JOBS
+from shared.queues import Stage
 from shared.schemas import BATCH_FAILURES, OPENAI_STATUSES, BatchStatus, JobStatus
 
 #: What is wrong with an input file is shown up to so many lines.
@@ -96,7 +97,11 @@ def snapshots(session: Session, rows: Iterable[Row[Batch, Job]]) -> list[shapes.
     )
     for job_id, created_at in session.execute(running):
         began[job_id] = int(created_at.timestamp())
-    return [_snapshot(session, row.Batch, row.Job, began.get(row.Job.id)) for row in rows]
+    said = select(JobStage.job_id, JobStage.items_done).where(
+        JobStage.job_id.in_([row.Job.id for row in rows]), JobStage.stage == Stage.GENERATE
+    )
+    answered = {row.job_id: row.items_done for row in session.execute(said)}
+    return [_snapshot(session, row.Batch, row.Job, began.get(row.Job.id), answered.get(row.Job.id)) for row in rows]
 
 
 def snapshot(session: Session, row: Row[Batch, Job]) -> shapes.Batch:
@@ -106,7 +111,7 @@ def snapshot(session: Session, row: Row[Batch, Job]) -> shapes.Batch:
     return snapshots(session, [row])[0]
 
 
-def _snapshot(session: Session, batch: Batch, job: Job, began: int | None) -> shapes.Batch:
+def _snapshot(session: Session, batch: Batch, job: Job, began: int | None, answered: int | None) -> shapes.Batch:
     asked, status = BatchOf.model_validate(job.request["batch"]), status_of(batch, job)
     ended = _seconds(batch.finalized_at)
     return shapes.Batch(
@@ -128,7 +133,7 @@ def _snapshot(session: Session, batch: Batch, job: Job, began: int | None) -> sh
         expired_at=ended if status is BatchStatus.EXPIRED else None,
         cancelling_at=_seconds(job.cancel_requested_at),
         cancelled_at=ended if status is BatchStatus.CANCELLED else None,
-        request_counts=_counts(batch, job),
+        request_counts=_counts(batch, job, answered),
         usage=_usage(batch),
         metadata=job.metadata_ or None,
         job_id=job.id,
@@ -156,15 +161,14 @@ def _errors(session: Session, job: Job) -> BatchErrors:
     )
 
 
-def _counts(batch: Batch, job: Job) -> RequestCounts:
-    """Exact once the files are written; before, items stand for the requests that they belong to."""
+def _counts(batch: Batch, job: Job, answered: int | None) -> RequestCounts:
+    """Exact once the files are written; before, items stand for the requests that they belong to: those with vectors,
+    or those that a language model has `answered`."""
     total = job.schema.get("batch", {}).get("requests", 0)
     if batch.finalized_at is not None:
         return RequestCounts(total=total, completed=batch.summary["completed"], failed=batch.summary["failed"])
-    done, failed = (
-        total * count // max(job.items_total, 1)
-        for count in (job.items_succeeded + job.items_partial, job.items_failed)
-    )
+    usable = job.items_succeeded + job.items_partial if answered is None else answered
+    done, failed = (total * count // max(job.items_total, 1) for count in (usable, job.items_failed))
     return RequestCounts(total=total, completed=done, failed=failed)
 
 

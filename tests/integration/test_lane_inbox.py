@@ -3,17 +3,30 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import suppress
 
 import pytest
 from redis import Redis
 
 from deploy.local.servers import Servers
+from shared.conversations import Message
 from shared.errors import BusyError, UnavailableError
-from shared.lanes.client import LaneClient
+from shared.lanes import inbox as inbox_module
+from shared.lanes.client import LaneClient, LaneFailedError
 from shared.lanes.inbox import Inbox
-from shared.lanes.messages import Encoded, Failed, LaneAnswer, LaneRequest, Rows, lane_key
+from shared.lanes.messages import (
+    Encoded,
+    Failed,
+    GenerateItems,
+    LaneAnswer,
+    LaneRequest,
+    Result,
+    Rows,
+    Said,
+    Spoken,
+    lane_key,
+)
 from shared.queues import Modality, Stage
 
 LONG = 3600.0
@@ -156,3 +169,66 @@ async def test_nonsense_on_the_list_of_answers_disturbs_nobody(lanes: LaneClient
     answer = LaneAnswer(request_id=request.request_id, result=result)
     inbox.answer(request.request_id, request.reply_to, answer.model_dump_json())
     assert await asked == result
+
+
+def say(lanes: LaneClient, model: str) -> AsyncGenerator[Said | Spoken, None]:
+    payload = GenerateItems(conversation=[Message(role="user", content="Hi")])
+    return lanes.generate(model, payload, tenant="t", deadline=time.time() + 30)
+
+
+async def speak(inbox: Inbox, request: LaneRequest, *results: Result) -> list[bool]:
+    """Sends them one after the other; whether somebody waits for more."""
+    answers = [LaneAnswer(request_id=request.request_id, result=result).model_dump_json() for result in results]
+    return [await asyncio.to_thread(inbox.answer, request.request_id, request.reply_to, one) for one in answers]
+
+
+@pytest.fixture
+def speaking(url: str) -> Iterator[Inbox]:
+    """The side of a worker that answers in pieces."""
+    opened = Inbox(url, Stage.GENERATE)
+    yield opened
+    opened.close()
+
+
+END = Spoken(finish_reason="stop", prompt_tokens=3, completion_tokens=2)
+
+
+async def test_an_answer_comes_in_pieces_until_its_end(lanes: LaneClient, speaking: Inbox) -> None:
+    said = say(lanes, "m")
+    first = asyncio.ensure_future(anext(said))
+    request = await take(speaking, "m")
+    assert request is not None
+    pieces = [Said(text="A "), Said(text="cat.")]
+    assert await speak(speaking, request, *pieces, END) == [True] * 3
+    assert [await first, *[piece async for piece in said]] == [*pieces, END]
+
+
+async def test_who_goes_away_is_noticed_at_the_next_piece(lanes: LaneClient, speaking: Inbox) -> None:
+    said = say(lanes, "m")
+    first = asyncio.ensure_future(anext(said))
+    request = await take(speaking, "m")
+    assert request is not None
+    assert await speak(speaking, request, Said(text="A ")) == [True]
+    await first
+    await said.aclose()
+    await lanes.close()  # it has told so by now
+    assert await speak(speaking, request, Said(text="cat.")) == [False]
+
+
+async def test_a_failure_on_the_way_ends_the_answer(lanes: LaneClient, speaking: Inbox) -> None:
+    said = say(lanes, "m")
+    first = asyncio.ensure_future(anext(said))
+    request = await take(speaking, "m")
+    assert request is not None
+    await speak(speaking, request, Said(text="A "), Failed(code="boom", message="It broke."))
+    await first
+    with pytest.raises(LaneFailedError, match="It broke"):
+        await anext(said)
+
+
+async def test_a_gateway_that_reads_no_more_counts_as_gone(
+    url: str, speaking: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_module, "UNREAD", 2)
+    sent = [await asyncio.to_thread(speaking.answer, "ask-1", "trivium:answers:gone", "{}") for _ in range(4)]
+    assert sent == [True, True, False, False]

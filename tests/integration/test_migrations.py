@@ -66,7 +66,7 @@ def test_old_code_survives_the_migration(empty: Engine, before: str, revision: s
         found = findings(old, read_schema(connection))
         assert [words for words in found if words not in ALLOWED.get(revision, {})] == []
         fill(connection, old, "after")
-        assert set(touch(connection, old).values()) <= {2, 2 + 5}  # queue_clocks came with five
+        assert set(touch(connection, old).values()) <= {2, 2 + 5, 2 + 7}  # queue_clocks came with five, and two more
     migrate(empty, before, back=True)
     with empty.begin() as connection:
         assert read_schema(connection).columns == old.columns

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from services.finetune.generate import models as models_module
 from services.finetune.generate.models import LanguageModelCache
-from services.finetune.generate.predict import Part, answers_table
-from services.finetune.generate.questions import label_of, questions
+from services.finetune.generate.predict import Generate, Part, answers_table
+from services.finetune.generate.questions import questions
 from services.finetune.generate.turns import in_turns
+from services.finetune.language.labels import label_of
 from shared.conversations import Message, markers
 from shared.generation import Generation
+from shared.ml.language.choosing import label_probabilities
 from shared.ml.language.generate import Generated, Piece, Prompted, decode, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.soft_tokens import ProjectorConfig
@@ -134,6 +136,30 @@ def test_a_part_of_answers_has_a_row_for_every_item() -> None:
     assert [row["finish_reason"] for row in rows] == ["stop", None]
     assert [row["completion_tokens"] for row in rows] == [2, None]
     assert [row["error"] for row in rows] == [None, "conversation_impossible: …"]
+
+
+def test_a_model_that_chooses_by_likelihood_says_how_likely_each_label_is(base: LanguageModel) -> None:
+    """As the library does for all rows together; a row that cannot be asked about has nothing."""
+    columns = {name: [*"xyz"] for name in ("target", "split", "metadata")}
+    features = table(label=[[], [], []], text=[*"abc"], **columns)
+    prompt, labels = PromptTemplate(template="{text}", verbalizers={"animal": ["cat", "dog"]}), ["animal", "plant"]
+    config = TunedConfig(
+        language_model="tiny", fingerprint=base.fingerprint, labels=labels, by_likelihood=True, calibration=[0.7, 0.3]
+    )  # fmt: skip
+    model = TunedLanguageModel(base, config, None, {})
+    asked = dict(enumerate(prompts("Why?", "What now, then?")))
+    part = Part(features, prompts=asked, errors={2: "answer_too_long: …"}, prompt=prompt, labels=labels)
+
+    class Models:
+        computing = threading.Lock()
+
+    Generate(None, Models())._choose(model, part, Control(0))  # type: ignore[arg-type]  # it needs no more
+    expected = label_probabilities(model, list(asked.values()), prompt, labels, calibration=config.calibration)
+    rows = answers_table(part).to_pylist()
+    assert [row["prediction"] for row in rows] == [*(labels[place] for place in expected.argmax(axis=1)), None]
+    assert [row["probability"] for row in rows[:2]] == pytest.approx(expected.max(axis=1), abs=1e-5)
+    assert [row["probabilities"] for row in rows[:2]] == [pytest.approx(row, abs=1e-5) for row in expected]
+    assert (rows[2]["probabilities"], rows[2]["error"]) == (None, "answer_too_long: …")
 
 
 class _Context:

@@ -22,8 +22,9 @@ from services.finetune.outcome import Outcome
 from services.finetune.recipes.instruction import tune_language_model
 from shared.conversations import MediaPart, Message, TextPart
 from shared.errors import JobError
+from shared.generation import Generation
 from shared.language_tuning import InstructionRequest, LanguageTraining
-from shared.ml.language.generate import Generation, Prompted, generate
+from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.soft_tokens import Media
 from shared.ml.language.tuned import TunedLanguageModel

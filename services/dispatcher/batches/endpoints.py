@@ -1,10 +1,12 @@
 """What a batch does with a request of its endpoint: one file each beside this one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from services.dispatcher.batches.chat import Chat
 from services.dispatcher.batches.embeddings import Embeddings
 from services.dispatcher.batches.lines import BatchLine
+from shared import batches as shapes
 from shared.planning import Row
 from shared.queues import Stage
 
@@ -23,7 +25,7 @@ class Endpoint(Protocol):
         ...
 
     def read(self, data: bytes) -> Mapping[int, Any]:
-        """What a shard wrote, by the index of the item."""
+        """What a shard wrote, by the index of the item: its result, or a Fault."""
         ...
 
     def answer(self, request: BatchLine, results: Sequence[Any]) -> tuple[dict[str, Any], int, int]:
@@ -31,6 +33,12 @@ class Endpoint(Protocol):
         ...
 
 
+_ENDPOINTS: dict[str, Callable[[Mapping[str, Any]], Endpoint]] = {
+    shapes.Endpoint.EMBEDDINGS: Embeddings,
+    shapes.Endpoint.CHAT: Chat,
+}
+
+
 def endpoint_of(request: Mapping[str, Any]) -> Endpoint:
     """That of a batch, from the request of its job."""
-    return Embeddings(request)
+    return _ENDPOINTS[request["batch"]["endpoint"]](request)

@@ -9,8 +9,8 @@ from typing import IO, Any, Self
 import orjson
 
 from services.dispatcher.batches.endpoints import Endpoint
-from services.dispatcher.batches.lines import BatchLine
-from services.dispatcher.batches.results import Fault, Results
+from services.dispatcher.batches.lines import BatchLine, Fault
+from services.dispatcher.batches.results import Results
 from shared.errors import InvalidRequestError, TriviumError
 from shared.jobs.batches import CONTENT_TYPE, Summary
 from shared.jobs.models import Job
@@ -26,7 +26,7 @@ _OURS = frozenset({"shard_failed", "out_of_memory", "item_crashed_worker", "resu
 
 
 class BatchFiles:
-    """The files of one batch while they are written; as a context. The same batch gives the same bytes again."""
+    """The files of one batch while they are written; as a context."""
 
     def __init__(self, batch_id: str, job: Job, endpoint: Endpoint):
         self._prefix, self._endpoint = batch_id.replace("batch-", "batch_req_"), endpoint

@@ -23,12 +23,21 @@ MOST_WRONG = 1000
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One request: its line in the file, counted from 1, and about its bytes in memory."""
+    """One request: its place among them, counted from 0, its line, from 1, and about its bytes in memory."""
 
+    place: int
     line: int
     custom_id: str
     body: Mapping[str, Any]
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an item has no result: a stable code, and words for people."""
+
+    code: str
+    message: str
 
 
 def open_requests(store: ObjectStore, limits: Limits, key: str, asked: BatchOf) -> "Requests":
@@ -56,7 +65,7 @@ class Requests:
                     return
                 continue
             self.count += 1
-            yield BatchLine(row.line, row.fields["custom_id"], row.fields["body"], row.size)
+            yield BatchLine(self.count - 1, row.line, row.fields["custom_id"], row.fields["body"], row.size)
 
     def _fault(self, row: Row) -> tuple[str, str] | None:
         """Code and words for what is wrong with a line."""

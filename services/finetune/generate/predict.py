@@ -1,27 +1,34 @@
 """What the generate pool does with its shard: a part of a feature set to a part of a language model's answers."""
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.finetune.generate.models import LanguageModelCache
-from services.finetune.generate.questions import label_of, questions
+from services.finetune.generate.questions import questions
 from services.finetune.generate.turns import in_turns
+from services.finetune.language.labels import label_of
 from shared.errors import JobError
-from shared.generation import JobGeneration
+from shared.generation import OWN_GENERATION, Generation, JobGeneration
 from shared.jobs.records import Finished, Lease
 from shared.ml.feature_parts import find_parts, read_part
+from shared.ml.language.choosing import label_probabilities
 from shared.ml.language.generate import Generated, Prompted, decode
 from shared.ml.language.tuned import TunedConfig, TunedLanguageModel
 from shared.prompts import PromptTemplate, labels_of_words
 from shared.storage import keys
 from shared.worker.context import WorkerContext
 from shared.worker.control import Control
+
+#: Rows whose labels are weighed before somebody who waits has a turn.
+_CHOSEN_AT_ONCE = 8
 
 #: Columns of the feature set that stay beside the answers.
 _KEPT = ("id", "label", "target", "split", "metadata")
@@ -34,7 +41,8 @@ _UNANSWERABLE = frozenset({"conversation_impossible", "answer_too_long", "media_
 class Part:
     """A part of a feature set, and what is said of its rows. `table` is None if the part's fusion failed.
 
-    `errors` are those of the rows that cannot be asked about.
+    `errors` are those of the rows that cannot be asked about. `labels`, if given, are chosen among by likelihood;
+    `probabilities` then has theirs of each row, in the same order.
     """
 
     table: pa.Table | None
@@ -42,6 +50,9 @@ class Part:
     prompts: dict[int, Prompted] = field(default_factory=dict)
     answers: dict[int, Generated] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    prompt: PromptTemplate = field(default_factory=PromptTemplate)
+    labels: list[str] | None = None
+    probabilities: dict[int, list[float]] = field(default_factory=dict)
 
 
 class Generate:
@@ -63,11 +74,13 @@ class Generate:
             return Part(None)
         given = lease.request.get("prompt")
         prompt = PromptTemplate.model_validate(given) if given else model.config.prompt or PromptTemplate()
-        generation = JobGeneration.model_validate(lease.request.get("generation") or {})
-        part = Part(tables[0], _words(model.config, prompt))
+        part = Part(tables[0], _words(model.config, prompt), prompt=prompt)
+        if model.config.by_likelihood:
+            part.labels = model.config.labels
+        drawn = generations(lease.request, tables[0])
         for row, question in enumerate(questions(tables[0], model.config, prompt)):
             control.check()
-            prompted = Prompted(question.conversation, question.media, generation)
+            prompted = Prompted(question.conversation, question.media, drawn[row])
             error = _error_of(model, prompted)
             if error is None:
                 part.prompts[row] = prompted
@@ -80,11 +93,28 @@ class Generate:
         rows = list(prepared.prompts)
         with self._models.held(lease.request["model"], lease.tenant, control) as model:
             control.breathe()
+            if prepared.labels is not None:
+                self._choose(model, prepared, control)
+                return prepared
             steps = decode(model, [prepared.prompts[row] for row in rows], streams=False)
             for step in in_turns(steps, self._models.computing):
                 prepared.answers |= {rows[piece.place]: piece.end for piece in step if piece.end is not None}
                 control.breathe()
         return prepared
+
+    def _choose(self, model: TunedLanguageModel, part: Part, control: Control) -> None:
+        """How likely each label is as the answer, some rows at a time."""
+        assert part.labels is not None
+        rows = list(part.prompts.items())
+        for first in range(0, len(rows), _CHOSEN_AT_ONCE):
+            chunk = rows[first : first + _CHOSEN_AT_ONCE]
+            with self._models.computing:
+                found = label_probabilities(
+                    model, [prompted for _, prompted in chunk], part.prompt, part.labels,
+                    calibration=model.config.calibration, check=control.check,
+                )  # fmt: skip
+            part.probabilities |= {row: likely.tolist() for (row, _), likely in zip(chunk, found, strict=True)}
+            control.breathe()
 
     def store(self, lease: Lease, output: Part, control: Control) -> Finished:
         """Writes the part of answers."""
@@ -101,14 +131,27 @@ class Generate:
         return Finished(lease, stored, items_done=lease.items, succeeded=counted, rows=rows)
 
 
+def generations(request: Mapping[str, Any], table: pa.Table) -> list[Generation]:
+    """How the answer to each row is drawn: as the job says, or, in one that answers a batch, as the item does."""
+    if "batch" not in request:
+        return [JobGeneration.model_validate(request.get("generation") or {})] * table.num_rows
+    metadata = [json.loads(one) for one in table.column("metadata").to_pylist()]
+    return [Generation.model_validate(one[OWN_GENERATION]) for one in metadata]
+
+
 def answers_table(part: Part) -> pa.Table:
     """The items with what the model says of them.
 
-    `prediction` (the answer; of a model that was tuned on labels, the label that it stands for, or null, and the answer
-    itself as `answer`), `finish_reason`, `prompt_tokens`, `completion_tokens`, and `error`, why there is no answer.
+    `prediction` (the answer; of a model that was tuned on labels, the label that it stands for, or null, and the
+    answer itself as `answer`), `finish_reason`, `prompt_tokens`, `completion_tokens`, and `error`, why there is no
+    answer. Of a model that chooses by likelihood: `prediction`, `probability` of it, `probabilities` of the labels, in
+    the order of its classes, and `error`.
     """
     assert part.table is not None
     rows = range(part.table.num_rows)
+    errors = _strings([part.errors.get(row) for row in rows])
+    if part.labels is not None:
+        return pa.table({name: part.table.column(name) for name in _KEPT} | _chosen(part) | {"error": errors})
     answers = [part.answers.get(row) for row in rows]
     said = [None if answer is None else answer.text for answer in answers]
     columns: dict[str, Any] = {name: part.table.column(name) for name in _KEPT}
@@ -120,8 +163,19 @@ def answers_table(part: Part) -> pa.Table:
     columns["finish_reason"] = _strings([None if answer is None else answer.finish_reason for answer in answers])
     for name in ("prompt_tokens", "completion_tokens"):
         columns[name] = pa.array([None if a is None else getattr(a, name) for a in answers], pa.int64())
-    columns["error"] = _strings([part.errors.get(row) for row in rows])
-    return pa.table(columns)
+    return pa.table(columns | {"error": errors})
+
+
+def _chosen(part: Part) -> dict[str, pa.Array]:
+    assert part.table is not None
+    assert part.labels is not None
+    likely = [part.probabilities.get(row) for row in range(part.table.num_rows)]
+    best = [None if one is None else int(np.argmax(one)) for one in likely]
+    return {
+        "prediction": _strings([None if place is None else part.labels[place] for place in best]),
+        "probability": pa.array([None if one is None else max(one) for one in likely], pa.float64()),
+        "probabilities": pa.array(likely, pa.list_(pa.float32(), len(part.labels))),
+    }
 
 
 def _strings(values: Sequence[str | None]) -> pa.Array:

@@ -1,7 +1,7 @@
-"""What a language model is asked about the items of a feature set, and the label that its words stand for."""
+"""What a language model is asked about the items of a feature set."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,6 @@ from shared.ml.language.soft_tokens import Media
 from shared.ml.language.tuned import TunedConfig
 from shared.prompts import PromptTemplate
 from shared.queues import Modality
-
-#: May follow a label's word.
-_PUNCTUATION = " \t\n.,;:!?\"'*。，；：！？"
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,3 @@ def questions(table: pa.Table, config: TunedConfig, prompt: PromptTemplate) -> l
 def _asked(messages: str) -> list[Message]:
     conversation = [Message.model_validate(message) for message in json.loads(messages)]
     return conversation[:-1] if conversation[-1].role == "assistant" else conversation
-
-
-def label_of(answer: str, words: Mapping[str, str]) -> str | None:
-    """The label whose word the answer is, or begins with, whatever its capitals; None if it stands for none.
-
-    `words` has the labels by their words in small letters.
-    """
-    said = answer.strip(_PUNCTUATION).casefold()
-    if said in words:
-        return words[said]
-    begins = [word for word in words if said.startswith(word) and not said[len(word)].isalnum()]
-    return words[max(begins, key=len)] if begins else None

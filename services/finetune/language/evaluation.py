@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from services.finetune.language.data import Example, without_media
+from services.finetune.language.labels import label_of, normalised
 from services.finetune.scores import Interval
 from shared.generation import Generation
 from shared.language_tuning import LanguageTraining
@@ -74,11 +75,7 @@ class Judge:
     def label(self, said: str) -> str | None:
         """The label that an answer names, alone or at its start; None if it names none."""
         words = labels_of_words({label: self.prompt.words_for(label) for label in self.classes})
-        answer = normalised(said)
-        for word, label in sorted(words.items(), key=lambda pair: -len(pair[0])):
-            if re.match(rf"{re.escape(normalised(word))}(?!\w)", answer):
-                return label
-        return None
+        return label_of(said, words)
 
     def _of_labels(self, said: Sequence[str]) -> dict[str, Any]:
         """Macro averages are over the classes; an answer that names none is a mistake."""
@@ -122,11 +119,6 @@ def compare(judge: Judge, base: TunedLanguageModel, tuned: TunedLanguageModel, p
     right["gain"] = right["tuned"] - right["base"]
     scores["intervals"] = {name: asdict(_interval(each, judge.training.seed)) for name, each in right.items()}
     return Compared(before, after, scores)
-
-
-def normalised(text: str) -> str:
-    """Without case, spaces around and at the ends, and a full stop."""
-    return " ".join(text.casefold().split()).rstrip(".。")
 
 
 def token_f1(wanted: str, said: str) -> float:

@@ -38,6 +38,8 @@ _DEVIATION = 0.02
 
 _CHECKPOINT_SECONDS = 20.0
 
+_MOST_CLASSES = 1000
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -99,8 +101,11 @@ def _ids_of(encoder: TransformersTextEncoder, words: str) -> NDArray[np.int32]:
 def learn_context(run: Run, request: PromptRequest, template: PromptTemplate, encoder: Any) -> Learned:
     """Learns from the training items and keeps what was best on validation items; goes on from a checkpoint.
 
-    Raises JobError (`training_diverged`, `unsuitable_encoder`), and what stops the run.
+    Raises JobError (`training_diverged`, `unsuitable_encoder`, `too_many_classes`), and what stops the run.
     """
+    if len(run.problem.classes) > _MOST_CLASSES:
+        message = f"A context is learned for {_MOST_CLASSES} classes at most: in each step all their names are read."
+        raise JobError(message, code="too_many_classes", param="how")
     if not isinstance(encoder, TransformersTextEncoder):
         raise JobError("Context can be learned in text towers of transformers.", code="unsuitable_encoder")
     seed = run.request.training.seed

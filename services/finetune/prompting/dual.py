@@ -6,7 +6,7 @@ any other, with predictions, contributions and lanes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,14 +31,22 @@ from shared.schemas import FusionMethod
 _UNTRAINED = Settings(hidden=0, dropout=0.0, modality_dropout=0.0, epochs=0)
 
 
-def class_vectors(encoder: Encoder, prompt: PromptTemplate, classes: Sequence[str]) -> NDArray[np.float32]:
+def class_vectors(
+    encoder: Encoder, prompt: PromptTemplate, classes: Sequence[str], check: Callable[[], None] = lambda: None
+) -> NDArray[np.float32]:
     """Float32 [classes, d] of length 1: of each class the mean direction of all its texts (prompt ensembling).
 
-    Raises JobError (`unsuitable_class`) if a text cannot be encoded.
+    Raises what `check` raises, before each batch, and JobError (`unsuitable_class`) if a text cannot be encoded.
     """
+
+    def before_batch() -> bool:
+        check()
+        return False
+
     texts = [prompt.class_texts(label) for label in classes]
     try:
-        vectors, errors = encode_all(encoder, [encoder.preprocess(text) for several in texts for text in several])
+        prepared = [encoder.preprocess(text) for several in texts for text in several]
+        vectors, errors = encode_all(encoder, prepared, before_batch=before_batch)
         for error in errors.values():
             raise error
     except ItemError as error:

@@ -29,6 +29,7 @@ from shared.ml.repeatable import generator
 from shared.ml.splits import Parts, divide
 from shared.ml.trained import Task
 from shared.prompts import PromptTemplate
+from shared.schemas import Split
 
 #: Fewer items than this, and neither can a prompt be chosen nor a score be measured.
 _FEWEST_ITEMS = 10
@@ -81,7 +82,7 @@ def choose_by_likelihood(
     outputs = say(found[0].prompt, items.parts.test, found[0].made)
     metrics = as_json(_metrics(items, request, outside, model, found, outputs, findings))
     config = model.config.model_copy(
-        update={"prompt": found[0].prompt, "labels": classes, "calibration": found[0].made}
+        update={"prompt": found[0].prompt, "labels": classes, "by_likelihood": True, "calibration": found[0].made}
     )  # fmt: skip
     files = {
         **model.files(),
@@ -117,8 +118,16 @@ def _divided(data: Conversations, request: PromptRequest) -> _Data:
     answers = np.array([classes.index(labels[row][0]) for row in rows], np.int64)
     problem = Problem(_TASK, answers, classes, known=len(classes))
     splits = [data.items.splits[row] for row in rows]
-    parts = divide(splits, problem.strata, request.splitting, generator(request.training.seed, "split"))
-    return _Data(data, rows, problem, parts)
+    seed, most = request.training.seed, request.training.evaluated_items
+    parts = divide(splits, problem.strata, request.splitting, generator(seed, "split"))
+    judges = {part: _some(rows, most, seed) for part, rows in parts.named().items()}
+    return _Data(data, rows, problem, Parts(parts.train, judges[Split.VALIDATION], judges[Split.TEST], parts.notes))
+
+
+def _some(rows: NDArray[np.intp], most: int, seed: int) -> NDArray[np.intp]:
+    """At most so many, chosen as those are on which a tuned model is evaluated."""
+    order = generator(seed, "evaluated").permutation(len(rows))[:most]
+    return rows[np.sort(order)]
 
 
 def _metrics(

@@ -75,7 +75,7 @@ def _best_prompt(
     items = run.data.take(judges)
 
     def make(template: PromptTemplate) -> tuple[Any, Any]:
-        vectors = class_vectors(encoder, template, run.problem.classes)
+        vectors = class_vectors(encoder, template, run.problem.classes, run.outside.progress.check)
         trained = zero_shot("zero-shot", run, vectors, request.scale)
         return (trained, vectors), trained.model.outputs(items.vectors, items.present)
 

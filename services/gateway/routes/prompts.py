@@ -14,6 +14,9 @@ from shared.jobs import prompts
 from shared.prompts import NewPrompt, PreviewRequest, Prompt, PromptPreview, PromptTemplate, as_text, conversation_of
 from shared.schemas import Deleted, Item, Page
 
+#: Labels in a preview: each has up to a hundred templates with tens of words.
+_LABELS = 10
+
 router = APIRouter(tags=["prompts"], responses=COMMON_ERRORS)
 
 
@@ -87,7 +90,7 @@ def remove_prompt(id: str, services: ServicesDep, caller: CallerDep) -> Deleted:
 
 def _preview(prompt: PromptTemplate, item: Item) -> PromptPreview:
     conversation = conversation_of(prompt, item)
-    labels = dict.fromkeys([*item.labels, *prompt.verbalizers])
+    labels = list(dict.fromkeys([*item.labels, *prompt.verbalizers]))[:_LABELS]
     return PromptPreview(
         conversation=conversation,
         text=as_text(conversation),

@@ -37,6 +37,7 @@ class TunedConfig(Strict):
     projectors: dict[Modality, ProjectorConfig] = Field(default_factory=dict)
     prompt: PromptTemplate | None = Field(None, description="how an item without messages is put to it")
     labels: list[str] = Field(default_factory=list, description="what it chooses among, if items have labels")
+    by_likelihood: bool = Field(False, description="it chooses the label whose words are the likeliest answer")
     calibration: list[float] = Field(
         default_factory=list, description="how likely it says the labels are without an item (see choosing.py)"
     )

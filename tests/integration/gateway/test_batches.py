@@ -25,6 +25,7 @@ from shared.db import Sessions
 from shared.jobs import engine
 from shared.jobs.keys import create_key
 from shared.jobs.models import Job
+from shared.language_models import load_language_models
 from shared.ml.encoders.hashing import HashingEncoder
 from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
@@ -51,7 +52,8 @@ def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Services:
     """The gateway's services; nobody waits for hints here."""
-    return Services(settings, sessions, store, load_catalog(settings.encoders_file), lambda _: None)
+    catalog = load_catalog(settings.encoders_file)
+    return Services(settings, sessions, store, catalog, load_language_models(), lambda _: None)
 
 
 @pytest.fixture(scope="module")

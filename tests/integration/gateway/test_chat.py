@@ -203,7 +203,7 @@ async def test_many_at_once_get_their_own_answers(url: str, key: str, ai: OpenAI
     conversations = [[Message(role="system", content="Be."), Message(role="user", content=t)] for t in texts]
     expected = generate(base, [Prompted(c, (), generation) for c in conversations])
     assert said == [one.text for one in expected]
-    assert len(set(said)) > 12
+    assert len(set(said)) > 3
 
 
 def test_answers_are_drawn_as_asked(ai: OpenAI, base: LanguageModel) -> None:

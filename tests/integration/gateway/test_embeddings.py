@@ -25,6 +25,7 @@ from shared.broker import make_broker, send_hints
 from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.jobs.keys import create_key
+from shared.language_models import load_language_models
 from shared.queues import Modality, Queue
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
@@ -63,7 +64,8 @@ def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Serv
     """The gateway's services, with hints that reach the workers."""
     broker = make_broker(settings)
     catalog = load_catalog(settings.encoders_file)
-    return Services(settings, sessions, store, catalog, lambda queues: send_hints(broker, queues))
+    models = load_language_models()
+    return Services(settings, sessions, store, catalog, models, lambda queues: send_hints(broker, queues))
 
 
 @pytest.fixture(scope="module")

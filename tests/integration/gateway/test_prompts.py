@@ -63,6 +63,8 @@ def test_a_new_version_keeps_the_old_one(client: httpx.Client, stranger: httpx.C
         ({"verbalizers": {"a": []}}, "prompt.verbalizers.a"),
         ({"image_text": {"text": " "}}, "prompt.image_text.text"),
         ({"wording": "x"}, "prompt.wording"),
+        ({"image_text": {"text": "a\0"}}, "prompt.image_text.text"),
+        ({"system": "a\0"}, "prompt"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_refused(client: httpx.Client, prompt: dict[str, Any], field: str) -> None:
@@ -127,13 +129,14 @@ def test_prompts_on_the_command_line(url: str, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    id = trivium("create", "typed", str(file)).strip()
+    id = trivium("create", "typed", str(file)).splitlines()[-1]  # the gateway, in this process, logs to stdout too
     assert id in trivium("list", "--name", "typed")
     assert "Is it a rumour?" in trivium("show", id)
     shown = trivium("preview", id, "--text", "so", "--image", "--picture", str(picture))
     assert "user: [image]Is it a rumour?\nso" in shown
     assert "news: a photo of a no. | a photo of a nope." in shown
-    assert Image.open(picture).size == (448, 448)
+    with Image.open(picture) as written:
+        assert written.size == (448, 448)
     trivium("delete", id)
     file.write_text('{"template": "{label}"}')
     wrong = CliRunner().invoke(app, ["--url", url, "prompts", "create", "typed", str(file)])

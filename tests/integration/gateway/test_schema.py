@@ -45,7 +45,8 @@ def openapi_document() -> dict[str, Any]:
         return create_app(services).openapi()
 
 
-#: That fields go together (items or input; weights with the method that uses them) cannot be said in a JSON schema;
+#: That fields go together (items or input; weights with the method that uses them), and what stands between braces in a
+#: prompt, cannot be said in a JSON schema;
 #: an empty list, sent as a form, is nothing at all; NUL is in no id and no filter, and the corpus sends it everywhere.
 #: Of embeddings 504 is the right answer, since there are no workers here.
 CONFIG = {
@@ -53,6 +54,9 @@ CONFIG = {
     "operations": [
         {"include-name": "POST /v1/jobs", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/prompts", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/prompts/{id}/preview", "checks": {"positive_data_acceptance": {"enabled": False}}},
+        {"include-name": "POST /v1/chat/completions", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {"include-name": "POST /v1/batches", "checks": {"positive_data_acceptance": {"enabled": False}}},
         {
             "include-name": "POST /v1/embeddings",
@@ -111,19 +115,24 @@ def test_without_keys(case: Case, url: str) -> None:
 def things(
     services: Services, sessions: Sessions, url: str, pools: Pools, features_request: Callable[..., dict[str, Any]]
 ) -> dict[str, str]:
-    """A succeeded job, a file, a model and a key, by the part of the path that names their kind."""
+    """A succeeded job, a file, a model, a prompt and a key, by the part of the path that names their kind."""
     with httpx.Client(base_url=url) as client:
         job = client.post("/v1/jobs", json=features_request(3)).json()["id"]
         file = client.post("/v1/files", files={"file": ("a.txt", b"text")}).json()["id"]
+        drawn = {"name": "thing", "prompt": {"image_text": {"text": "words"}}}
+        prompt = client.post("/v1/prompts", json=drawn).json()["id"]
         pools.run(Queue.TEXT, Queue.FUSION)
         of_file = {"input_file_id": file, "endpoint": "/v1/embeddings"}
         batch = client.post("/v1/batches", json=of_file).json()["id"]
         tuning = {"training_file": file, "model": DEFAULT_LANGUAGE_MODEL}
         tuned = client.post("/v1/fine_tuning/jobs", json=tuning).json()["id"]
+        prompt = client.post("/v1/prompts", json={"name": "kinds", "prompt": {"template": "What is {text}?"}}).json()[
+            "id"
+        ]
     with sessions.begin() as session:
         row, _ = create_key(session, tenant="default", name="thing")
         ids = {"jobs": job, "files": file, "models": "all-minilm-l6-v2", "keys": row.id}
-        return {**ids, "batches": batch, "fine_tuning": tuned}
+        return {**ids, "prompts": prompt, "batches": batch, "fine_tuning": tuned}
 
 
 @OF_THINGS.parametrize()
