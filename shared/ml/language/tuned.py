@@ -181,6 +181,11 @@ class TunedLanguageModel:
 
     def logits(self, batch: Batch, keep: Tensor | int = 0, *, use_cache: bool = False) -> Any:
         """transformers' output for a batch; `logits` [b, kept, vocabulary] of the columns `keep` (the last so many)."""
+        if isinstance(keep, int) and keep:
+            # By index, and not by slice as transformers would: of a slice, which is not contiguous, torch multiplies a
+            # copy of the output matrix for each row, gigabytes of it.
+            width = batch.embeddings.shape[1]
+            keep = torch.arange(width - keep, width, device=batch.embeddings.device)
         return self.base.model(
             inputs_embeds=batch.embeddings, attention_mask=batch.mask, position_ids=batch.positions,
             past_key_values=batch.cache, logits_to_keep=keep, use_cache=use_cache or batch.cache is not None,
