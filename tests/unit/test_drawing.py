@@ -60,7 +60,11 @@ def test_words_are_drawn_on_what_was_resized_and_cropped() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.text(min_size=1, max_size=256).filter(str.strip), st.integers(1, 60), st.integers(1, 60))
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=256).filter(str.strip),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
 def test_any_words_fit_any_picture(text: str, width: int, height: int) -> None:
     """Or are cut off at its edge; nothing is raised."""
     picture = draw_text(Image.new("RGB", (width, height)), DrawnText(text=text))
