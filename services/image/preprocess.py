@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # the last two register their formats
 
-from shared.drawing import draw_text
 from shared.errors import ItemError
-from shared.preprocessing import DrawnText
 
 #: The formats that are read, by how their files begin. Everything else is refused unread.
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
@@ -76,8 +74,16 @@ def decode(data: bytes, options: dict[str, Any]) -> RGB:
         rgb = rgb.convert("L").convert("RGB")
     rgb = _resize_and_crop(rgb, options, max_pixels)
     if options.get("drawn_text"):
-        rgb = draw_text(rgb, DrawnText.model_validate(options["drawn_text"]))
+        rgb = _with_words(rgb, options["drawn_text"])
     return np.array(rgb)
+
+
+def _with_words(rgb: Image.Image, drawn: dict[str, Any]) -> Image.Image:
+    # What checks these options takes its time to import, and hardly any job has them.
+    from shared.drawing import draw_text
+    from shared.preprocessing import DrawnText
+
+    return draw_text(rgb, DrawnText.model_validate(drawn))
 
 
 def resized_size(size: tuple[int, int], resize: int | list[int], max_size: int | None = None) -> tuple[int, int]:

@@ -236,6 +236,8 @@ class TestWatching:
         assert json.loads(result.stdout)["status"] == status
 
     def test_ctrl_c_leaves_the_job_alone(self, run: Run, gateway: Gateway) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
+
         def interrupt(_: httpx.Request) -> httpx.Response:
             signal.raise_signal(signal.SIGINT)
             threading.Event().wait(5)
