@@ -142,7 +142,7 @@ def test_an_encoder_is_tuned_with_the_head_and_used_from_then_on(
     """Through LoRA it learns what its pooled vectors did not say; predictions and features then go through it."""
     items = texts(300)
     body = {"type": "fine_tune", "items": items, "encoders": TEXT_ONLY, "train_encoder": "lora", **QUICK}
-    body["encoder_training"] = {"epochs": 10, "learning_rate": 1e-2, "patience": 10}
+    body["encoder_training"] = {"epochs": 20, "learning_rate": 1e-2, "patience": 20}
     job = run(client, services, pools, body)
     encoder, classifier = model_of(client, job, "fitted_encoder"), model_of(client, job, "classifier")
     assert (encoder["modality"], encoder["dimension"], encoder["loader"]) == ("text", 32, "transformers")

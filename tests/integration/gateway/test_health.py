@@ -115,10 +115,11 @@ def test_models_are_the_catalogue_and_the_tenants_own(
                 fingerprint="f" * 64, key="models/x", sha256="0" * 64, spec={"loader": "word2vec"},
             )
         )  # fmt: skip
+    shipped = [*services.catalog, *services.language_models]
     mine = client.get("/v1/models").json()["data"]
-    assert [model["id"] for model in mine] == list(services.catalog)
+    assert [model["id"] for model in mine] == shipped
     theirs = stranger.get("/v1/models").json()["data"]
-    assert [model["id"] for model in theirs] == [*services.catalog, "model-1"]
+    assert [model["id"] for model in theirs] == [*shipped, "model-1"]
     assert (theirs[-1]["kind"], theirs[-1]["owned_by"]) == ("fitted_encoder", "stranger")
     assert stranger.get("/v1/models/model-1").json() == theirs[-1]
     assert client.get("/v1/models/model-1").status_code == 404
