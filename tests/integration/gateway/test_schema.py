@@ -48,20 +48,17 @@ def openapi_document() -> dict[str, Any]:
 #: That fields go together (items or input; weights with the method that uses them), and what stands between braces in a
 #: prompt, cannot be said in a JSON schema;
 #: an empty list, sent as a form, is nothing at all; NUL is in no id and no filter, and the corpus sends it everywhere.
-#: Of embeddings 504 is the right answer, since there are no workers here.
+#: Of what is waited for, 504 is the right answer, since there are no workers here, and perhaps no time.
+AT_THE_DOOR = {"positive_data_acceptance": {"enabled": False}}
 CONFIG = {
     "generation": {"with-security-parameters": False, "allow-x00": False},
     "operations": [
-        {"include-name": "POST /v1/jobs", "checks": {"positive_data_acceptance": {"enabled": False}}},
-        {"include-name": "POST /v1/predictions", "checks": {"positive_data_acceptance": {"enabled": False}}},
-        {"include-name": "POST /v1/prompts", "checks": {"positive_data_acceptance": {"enabled": False}}},
-        {"include-name": "POST /v1/prompts/{id}/preview", "checks": {"positive_data_acceptance": {"enabled": False}}},
-        {"include-name": "POST /v1/chat/completions", "checks": {"positive_data_acceptance": {"enabled": False}}},
-        {"include-name": "POST /v1/batches", "checks": {"positive_data_acceptance": {"enabled": False}}},
-        {
-            "include-name": "POST /v1/embeddings",
-            "checks": {"positive_data_acceptance": {"enabled": False}, "not_a_server_error": {"enabled": False}},
-        },
+        *({"include-name": f"POST /v1/{path}", "checks": AT_THE_DOOR} for path in ("jobs", "prompts", "batches")),
+        {"include-name": "POST /v1/prompts/{id}/preview", "checks": AT_THE_DOOR},
+        *(
+            {"include-name": f"POST /v1/{path}", "checks": {**AT_THE_DOOR, "not_a_server_error": {"enabled": False}}}
+            for path in ("predictions", "search", "embeddings", "chat/completions")
+        ),
         {"include-name": "POST /v1/files", "checks": {"negative_data_rejection": {"enabled": False}}},
     ],
 }
