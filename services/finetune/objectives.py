@@ -36,10 +36,15 @@ class Batch:
 
     def take(self, index: Tensor | slice) -> "Batch":
         """Some of the items."""
+
+        def taken(rows: Tensor) -> Tensor:
+            # Of places this copies whole rows, twice as fast as indexing, which looks at each value.
+            return rows[index] if isinstance(index, slice) else rows.index_select(0, index)
+
         return Batch(
-            {m: v[index] for m, v in self.vectors.items()},
-            {m: k[index] for m, k in self.mask.items()},
-            self.answers[index],
+            {m: taken(v) for m, v in self.vectors.items()},
+            {m: taken(k) for m, k in self.mask.items()},
+            taken(self.answers),
         )
 
     def standardise(self, scales: Scales) -> None:
