@@ -128,17 +128,20 @@ def slow_down_training(seconds: float) -> None:
 
 
 def _service() -> str:
-    return sys.argv[1].rpartition(".")[2]
+    return os.environ["CHAOS_SERVICE"]
 
 
 def main() -> None:
-    """Runs the service."""
+    """Runs the service with what follows its name as its arguments."""
+    module, *arguments = sys.argv[1:]
+    os.environ["CHAOS_SERVICE"] = module.rpartition(".")[2]
     hook_everything(_service())
     if _service() in {"text", "image", "audio"}:
         slow_down(float(os.environ.get("CHAOS_MODEL_SECONDS", "0")))
     if _service() == "finetune":
         slow_down_training(float(os.environ.get("CHAOS_EPOCH_SECONDS", "0")))
-    runpy.run_module(sys.argv[1], run_name="__main__")
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from deploy.local.postgres import Postgres
 from deploy.local.process import Process
 from deploy.local.redis import Redis
 from deploy.local.s3 import S3
-from deploy.local.stack import Stack
+from deploy.local.stack import Service, Stack
 from deploy.local.supervisor import Backoff
 from tests.chaos.proxy import Proxy
 
@@ -103,10 +103,10 @@ class ChaosStack(Stack):
     def _through_proxies(self, value: str) -> str:
         return re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda m: str(self._ports.get(int(m[0]), m[0])), value)
 
-    def _process(self, name: str, module: str) -> Process:
-        process = super()._process(name, module)
-        if module.startswith("services."):
-            process.command = [sys.executable, "-m", "tests.chaos.points", module]
+    def _process(self, name: str, service: Service) -> Process:
+        process = super()._process(name, service)
+        if service.module.startswith("services."):
+            process.command = [sys.executable, "-m", "tests.chaos.points", service.module, *service.arguments]
         return process
 
 
