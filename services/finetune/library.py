@@ -14,7 +14,7 @@ from services.finetune.training import Fit, OnEpoch, Trainer
 from shared.errors import JobError
 from shared.json_numbers import as_json
 from shared.ml.checkpoints import pack, unpack
-from shared.ml.multimodal import MultimodalConfig, MultimodalModel, Scales, fit_standardisation
+from shared.ml.multimodal import MultimodalConfig, MultimodalModel, Scales, scales_of
 from shared.ml.repeatable import derived_seed
 from shared.worker.progress import Progress
 
@@ -70,9 +70,7 @@ class Bench:
         progress: Progress,
     ) -> "Bench":
         """With items as they are, which are standardised in place, once for all networks."""
-        scales = {
-            m: fit_standardisation(rows[train.mask[m]]) for m, rows in train.vectors.items() if train.mask[m].any()
-        }
+        scales = scales_of(train.vectors, train.mask)
         for part in (train, validation):
             part.standardise(scales)
         return cls(name, train, validation, scales, objective, outputs, progress)
