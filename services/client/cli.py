@@ -69,6 +69,7 @@ app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.command()(stack.up)
 app.command()(stack.demo)
+app.command()(stack.demo_instruct)
 
 
 def _print_version(wanted: bool) -> None:

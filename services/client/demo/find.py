@@ -1,6 +1,5 @@
 """Pictures found by voice and by words: a model that aligns the modalities, an index in its space, how well it does."""
 
-import base64
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from services.client.client import Client
 from services.client.demo.explore import FeatureSpace
 from services.client.demo.jobs import succeeded
 from services.client.demo.picture import open_picture
+from services.client.demo.sample import data_uri
 from shared.fine_tuning import Method, Preset
 from shared.predictions import Prediction
 from shared.queues import Modality
@@ -98,14 +98,10 @@ def predict_at_once(
     client: Client, model: str, item: Mapping[str, str], picture: bytes, sound: bytes
 ) -> tuple[Prediction, float]:
     """What the model says of an item that is sent with all that it has, and in how many seconds."""
-    whole = {"id": item["id"], "text": item["text"], "image": _data_uri(picture), "audio": _data_uri(sound)}
+    whole = {"id": item["id"], "text": item["text"], "image": data_uri(picture), "audio": data_uri(sound)}
     began = time.perf_counter()
     said = client.predictions.create(model=model, items=[whole], contributions=True, timeout_seconds=60)
     return said.data[0], time.perf_counter() - began
-
-
-def _data_uri(media: bytes) -> str:
-    return "data:;base64," + base64.b64encode(media).decode()
 
 
 def draw_sheet(space: FeatureSpace, search: Search, pictures: Mapping[str, bytes], path: Path) -> None:

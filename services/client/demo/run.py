@@ -1,25 +1,20 @@
 """The steps of the demo, from an empty folder to a verdict."""
 
 import json
-import shutil
 import signal
-import tarfile
-import tempfile
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-import deploy
-from deploy.local.stack import Stack
 from services.client.client import Client
 from services.client.demo.jobs import succeeded
+from services.client.demo.running import Times, data_folder, running_stack, wait_for_interrupt
+from services.client.demo.sample import SAMPLE, Sample
 from services.client.errors import ClientError
 from services.client.rendering import elapsed, rate
 from shared.queues import Modality, Stage
@@ -30,60 +25,8 @@ if TYPE_CHECKING:
     from services.client.demo.find import Search
     from services.client.demo.learn import Learned
 
-SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
 #: Every modality counts the same in the fused vectors, which need no labels; how much each says is learned later.
 FUSION = {"method": "weighted"}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The sample dataset as the demo needs it: its items, and the encoded pictures and sounds by item id."""
-
-    items: list[dict[str, Any]]
-    pictures: dict[str, bytes]
-    sounds: dict[str, bytes] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls) -> "Sample":
-        """The one that ships."""
-        with tarfile.open(SAMPLE) as archive:
-            content = {member.name: archive.extractfile(member) for member in archive}
-            files = {name: file.read() for name, file in content.items() if file is not None}
-        items = [json.loads(line) for line in files["manifest.jsonl"].splitlines()]
-        pictures, sounds = (
-            {item["id"]: files[item[name]] for item in items if name in item} for name in ("image", "audio")
-        )
-        return cls(items, pictures, sounds)
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """The texts by item id."""
-        return {item["id"]: item["text"] for item in self.items if "text" in item}
-
-    def count(self, modality: Modality) -> int:
-        """How many items have a modality."""
-        return sum(modality.value in item for item in self.items)
-
-
-@dataclass
-class Times:
-    """How long each step took, in seconds, in order."""
-
-    steps: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def of(self, step: str) -> Iterator[None]:
-        """Measures one step."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.steps[step] = round(time.monotonic() - begin, 2)
-
-    @property
-    def total(self) -> float:
-        """All steps together."""
-        return round(sum(self.steps.values()), 2)
 
 
 def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bool) -> None:
@@ -98,8 +41,8 @@ def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bo
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way to end it stops the stack
     threading.Thread(target=import_module, args=("services.client.demo.picture",), daemon=True).start()
     sample = Sample.read()
-    with _data_folder(data_dir) as folder:
-        with _running_stack(folder, console, times) as url, Client(url) as client:
+    with data_folder(data_dir) as folder:
+        with running_stack(folder, console, times) as url, Client(url) as client:
             job, features = _make_features(client, sample, output_dir, console, times)
             space = _look(job, features, console, times)
             learned = _learn(client, job, space, output_dir, console, times)
@@ -107,46 +50,13 @@ def run_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as_json: bo
             found = _find(client, job, space, sample, output_dir / "found-by-voice.png", console, times)
             _draw(space, sample, output_dir / "feature-space.png", console, times)
             if keep:
-                _wait(url, console)
+                wait_for_interrupt(url, console)
         problems = find_problems(job, sample, space, learned) + find_search_problems(space, found)
-        steps = " · ".join(f"{step} {seconds:.1f} s" for step, seconds in times.steps.items())
-        console.print(f"Stopped. {steps} · [bold]all together {times.total:.1f} s[/]")
+        console.print(f"Stopped. {times}")
         if as_json:
             print(json.dumps(_figures(job, learned, found, times, problems)))
         if problems:
             raise ClientError(f"{'; '.join(problems)}. Data and logs are in {folder}.", code="demo_failed")
-
-
-@contextmanager
-def _data_folder(given: Path | None) -> Iterator[Path]:
-    """The given folder, or a temporary one, which stays only if there is an error to look into."""
-    if given is not None:
-        yield given
-        return
-    folder = Path(tempfile.mkdtemp(prefix="trivium-demo-"))
-    try:
-        yield folder
-    except KeyboardInterrupt:
-        shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
-
-
-@contextmanager
-def _running_stack(folder: Path, console: Console, times: Times) -> Iterator[str]:
-    """The URL of a platform that runs in `folder` as long as the context lasts."""
-    console.print("Starting Postgres, Redis, S3, gateway, dispatcher and a worker for each of five pools …")
-    stack = Stack(folder)
-    with times.of("start"):
-        stack.start()
-    try:
-        with times.of("gateway"):
-            stack.wait_ready()
-        console.print(f"The gateway answers at {stack.gateway_url}; data and logs are in {folder}.")
-        yield stack.gateway_url
-    finally:
-        with times.of("stop"):
-            stack.stop()
 
 
 def _make_features(
@@ -229,15 +139,6 @@ def _draw(space: "FeatureSpace", sample: Sample, path: Path, console: Console, t
 
         draw(space, sample.pictures, path, "Emoji by their fused text, image and audio features")
     console.print(f"A picture of them: [bold]{path}[/]\n")
-
-
-def _wait(url: str, console: Console) -> None:
-    console.print(f"The stack runs on at {url}: [bold]export TRIVIUM_URL={url}[/] and try [bold]trivium jobs[/].")
-    console.print("Ctrl-C stops it.")
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        console.print()
 
 
 def find_problems(job: Job, sample: Sample, space: "FeatureSpace", learned: "Learned") -> list[str]:
