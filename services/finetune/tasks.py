@@ -76,8 +76,9 @@ class FineTune:
 
     def run(self, lease: Lease, prepared: Dataset | Conversations, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
-        # Its items are in the feature set; where they were found does not matter any more.
-        request = _REQUEST.validate_python(lease.request | {"features": lease.job_id, "input": None})
+        # Its items are in the feature set: where they were found, and in whose shape it was asked, matters no more.
+        asked = {name: value for name, value in lease.request.items() if name != "openai"}
+        request = _REQUEST.validate_python(asked | {"features": lease.job_id, "input": None})
         progress = JobProgress(self._context, lease, control)
         if isinstance(prepared, Conversations) and not _asks_only(request):
             outcome = self._tune(lease, request, prepared, progress, control)

@@ -84,6 +84,12 @@ class LanguageTrainer:
         """How many numbers are learned."""
         return sum(parameter.numel() for parameter in self._parameters.values())
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the history says of the epoch whose weights are kept."""
+        last = [entry for entry in self.history if entry["model"] == self.history[-1]["model"]]
+        return min(last, key=lambda entry: float(entry["validation_loss"]))
+
     def run(self) -> None:
         """Raises what `progress.check` raises, and JobError (`training_diverged`, `out_of_memory`)."""
         restored = self._progress.restore(RUNNING)
@@ -133,9 +139,11 @@ class LanguageTrainer:
         loss = self.validation_loss()
         _require_number(loss)
         state.epoch += 1
+        steps = state.step + (self.history[-1]["steps"] if self.history else 0)
         entry = {
-            "model": phase.name, "epoch": len(self.history) + 1, "train_loss": state.summed / state.learned,
-            "validation_loss": loss, "learning_rate": rate, "tokens_per_second": self.tokens / self.seconds,
+            "model": phase.name, "epoch": len(self.history) + 1, "steps": steps,
+            "train_loss": state.summed / state.learned, "validation_loss": loss, "learning_rate": rate,
+            "tokens_per_second": self.tokens / self.seconds,
         }  # fmt: skip
         self.history.append(entry)
         self._progress.report("epoch", **as_json(entry))

@@ -228,6 +228,9 @@ def _facts(
         "dry_run": run.read,
         "main_score": judge.main_score,
         "curve": trainer.history,
+        "steps": trainer.kept["steps"],
+        "validation_loss": trainer.kept["validation_loss"],
+        "trained_tokens": trainer.tokens,
         "complexity": {
             "parameters": _many(model.base),
             "trained_parameters": trainer.trained_parameters,
