@@ -236,7 +236,6 @@ def test_a_loss_that_is_no_number_is_said_in_words(base: LanguageModel) -> None:
     [
         (lambda: pictures(6), {}, "too_few_items"),
         (lambda: conversations(20, texts=["a"] * 20), {}, "no_answers"),
-        (lambda: pictures(20), {"training": {"packing": True, "adapter": "prefix"}}, "unsuitable_option"),
         (lambda: conversations(20, texts=["a"] * 20, targets=["b"] * 20), {"training": {"adapter": "none"}},
          "nothing_to_train"),
         (lambda: conversations(20, texts=["a"] * 20, targets=["b" * 99] * 20), {}, "too_few_items"),

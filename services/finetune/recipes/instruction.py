@@ -122,9 +122,6 @@ def _model(
     start: Mapping[str, bytes] | None,
 ) -> TunedLanguageModel:
     """With new adapter and projectors, or those that it starts with."""
-    if training.packing and training.adapter in (Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX):
-        message = "A soft prompt stands before each conversation: leave out training.packing, or train with LoRA."
-        raise JobError(message, code="unsuitable_option", param="training.packing")
     torch.manual_seed(derived_seed(training.seed, "weights"))
     vectors = _vectors(train)
     facts = {"prompt": prompt, "labels": classes, "max_length": training.max_length}
