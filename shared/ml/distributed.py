@@ -199,8 +199,8 @@ def _hear(rank: _Rank, answers: Mapping[str, Answer], selector: selectors.BaseSe
     return failure
 
 
-def _failure(rank: _Rank, message: str, code: str | None) -> _Failure:
+def _failure(rank: _Rank, message: str, code: str | None, param: str | None) -> _Failure:
     """A process's own words: with a code, a JobError; the errors of communication follow another's end."""
     if code is not None:
-        return _Failure(0, JobError(message, code=code))
+        return _Failure(0, JobError(message, code=code, param=param))
     return _Failure(2, TrainingProcessError(f"{rank.name} failed: {message}"))
