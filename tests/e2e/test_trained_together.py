@@ -109,7 +109,7 @@ def told(sessions: Sessions, job: str, *kinds: str) -> list[dict[str, Any]]:
 
 def caught_training(sessions: Sessions, worker: TextWorker, job: str) -> list[int]:
     """The processes of a job, once its first epoch is over."""
-    wait_for(lambda: told(sessions, job, "training.epoch"), seconds=120, what="the first epoch")
+    wait_for(lambda: told(sessions, job, "training.epoch"), seconds=240, what="the first epoch")
     ranks = ranks_of(worker.pid)
     assert len(ranks) == 2
     return ranks
@@ -124,7 +124,7 @@ def encoded(sessions: Sessions, store: ObjectStore, job: str) -> Model:
             states = session.execute(select(Shard.stage, Shard.state).where(Shard.job_id == job)).all()
         return all(state == "done" for stage, state in states if stage in ("fit", "text"))
 
-    wait_for(done, seconds=120, what="an encoder")
+    wait_for(done, seconds=240, what="an encoder")
     assert oracle.wrong_counters(sessions) == oracle.missing_objects(sessions, store) == []
     with sessions() as session:
         return session.scalars(select(Model).where(Model.job_id == job)).one()
