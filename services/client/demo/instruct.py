@@ -44,12 +44,11 @@ LEARNED = {"train": 160, "validation": 40}
 ENCODERS = {"text": None, "image": "mobilenet_v2", "audio": "speaker"}
 #: A higher rate than usual, since there are few steps.
 TRAINING = {
-    "epochs": 6,
+    "epochs": 3,
     "projector_epochs": 4,
     "learning_rate": 1e-3,
     "projector_learning_rate": 2e-3,
     "batch_size": 8,
-    "patience": 3,
     "precision": "fp32",
 }
 
@@ -193,7 +192,7 @@ def _chat(client: Client, tuned: Tuned, sample: Sample, console: Console, times:
             max_completion_tokens=24,
             temperature=0,
             stop="\n",
-            timeout_seconds=120,
+            timeout_seconds=60,
         )
         said = (answer.choices[0].message.content or "").strip()
         seconds = time.perf_counter() - began
