@@ -97,8 +97,9 @@ def _making(metrics: Mapping[str, Any]) -> str:
     columns = ["epoch", "phase", "training loss", "validation loss"]
     rows = [(e["epoch"], e["model"], e["train_loss"], e["validation_loss"]) for e in metrics["curve"]]
     return (
-        f"## How it was made\n\nSeed {metrics['seed']}, {metrics['threads']} threads on {metrics['device']}, weights "
-        f"in {metrics['dtype']}. {cost['trained_parameters']:,} of {cost['parameters']:,} parameters were trained, in "
+        f"## How it was made\n\nSeed {metrics['seed']}, processes: {metrics['processes']}, threads of each: "
+        f"{metrics['threads']}, on {metrics['device']}, weights in {metrics['dtype']}. "
+        f"{cost['trained_parameters']:,} of {cost['parameters']:,} parameters were trained, in "
         f"{cost['training_seconds']:.1f} s, {cost['tokens_per_second']:.0f} tokens a second. {versions}.\n\n"
         f"{table(columns, rows)}"
     )

@@ -64,14 +64,14 @@ def tune_language_model(
     outside: Outside,
     *,
     start: Mapping[str, bytes] | None = None,
-) -> Outcome:
+) -> Outcome | None:
     """A tuned model, and what it is worth beside its base on the same items. `start`: the files of a tuned model whose
-    training goes on.
+    training goes on. Of several processes that train together the first has this to say; the others return None.
 
-    The same data, request and number of threads give the same model bit by bit on a CPU, however often the run was
-    stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
+    The same data, request and numbers of threads and processes give the same model bit by bit on a CPU, however often
+    the run was stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
     """
-    training, progress = request.training, outside.progress
+    training, progress, group = request.training, outside.progress, outside.group
     prompt = request.prompt if isinstance(request.prompt, PromptTemplate) else PromptTemplate()
     with repeatable(outside.device, _many(base)):
         examples = make_examples(data, prompt)
@@ -89,9 +89,12 @@ def tune_language_model(
             for part, facts in run.read.items():
                 progress.report("dry_run", part=part, **facts)
             trainer = LanguageTrainer(
-                model, training, progress, run.parts[Split.TRAIN], run.parts[Split.VALIDATION]
-            )  # fmt: skip
+                model, training, progress, run.parts[Split.TRAIN], run.parts[Split.VALIDATION], group
+            )
             trainer.run()
+            group.leave()
+            if group.rank:
+                return None
             judge = _judge(run, model)
             compared = compare(judge, TunedLanguageModel.plain(base), model, progress)
             metrics = as_json(_facts(run, request, model, trainer, judge, outside) | compared.scores)
@@ -215,6 +218,7 @@ def _facts(
         "adapter": run.training.adapter.value,
         "seed": run.training.seed,
         "threads": torch.get_num_threads(),
+        "processes": outside.group.world_size,
         "device": str(outside.device),
         "dtype": str(base.dtype).removeprefix("torch."),
         "versions": versions(),
