@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from services.finetune.library import Network
 
@@ -29,6 +30,9 @@ def learning_curves(networks: Sequence[Network]) -> Figure:
     """Validation loss by epoch, and in grey the training loss; a dot where the kept weights are from."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    for format_ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        format_ticks("{x:g}")  # 0.5 rather than 5 × 10⁻¹
     for network in networks:
         epochs = [entry["epoch"] for entry in network.fit.history]
         (line,) = axes.plot(epochs, [e["validation_loss"] for e in network.fit.history], label=network.candidate.name)

@@ -154,9 +154,8 @@ def test_context_lowers_the_loss_and_leaves_the_tower_as_it_is(
 
 
 def test_learning_a_context_goes_on_as_if_it_had_never_been_stopped(
-    towers: tuple[EncoderSpec, EncoderSpec], data: Dataset, monkeypatch: pytest.MonkeyPatch
+    towers: tuple[EncoderSpec, EncoderSpec], data: Dataset
 ) -> None:
-    monkeypatch.setattr("services.finetune.prompting.context._CHECKPOINT_SECONDS", 0.0)
     options: dict[str, Any] = {"how": "context", "context": {"epochs": 4}}
     whole = run(data, towers, **options)
     stopped = Outside(stop_at=9)

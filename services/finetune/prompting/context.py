@@ -36,7 +36,6 @@ RUNNING, CONTEXT = "context", "context.safetensors"
 #: Deviation of the vectors at first, if no words are given (Zhou et al. 2022).
 _DEVIATION = 0.02
 
-_CHECKPOINT_SECONDS = 20.0
 
 _MOST_CLASSES = 1000
 
@@ -149,16 +148,13 @@ class _Learner:
         """Trains to the end."""
         progress = self._run.outside.progress
         self._restore()
-        saved = time.monotonic()
         while not self._is_finished():
             begun = time.monotonic()
             self._epoch()
-            now = time.monotonic()
-            self._seconds += now - begun
+            self._seconds += time.monotonic() - begun
             progress.report("epoch", model=RUNNING, **self._history[-1])
-            if now - saved >= _CHECKPOINT_SECONDS:
+            if progress.is_due():
                 progress.save(RUNNING, self._checkpoint())
-                saved = now
         if not math.isfinite(self._best_loss):
             message = "The loss became infinite: lower context.learning_rate."
             raise JobError(message, code="training_diverged", param="context.learning_rate")
