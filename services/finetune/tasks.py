@@ -15,7 +15,7 @@ from services.finetune.language.data import Conversations, read_conversations
 from services.finetune.modelling import Outside
 from services.finetune.prompting.pretrained import pretrained
 from services.finetune.recipes import Outcome, fine_tune
-from services.finetune.recipes.instruction import tune_language_model
+from services.finetune.recipes.instruction import sees, tune_language_model
 from shared.errors import InvalidRequestError, JobError
 from shared.ids import new_id
 from shared.jobs import registry
@@ -98,12 +98,15 @@ class FineTune:
         """A tuned language model. Raises JobError, if the base model cannot be loaded for one."""
         progress.report("step", doing=f"loading {lease.request['language_model']}")
         base, start = self._base(lease, request, control)
-        return tune_language_model(data, request, base, Outside(progress, base.device), start=start)
+        outside, encoders = Outside(progress, base.device), encoder_ids(lease.schema)
+        return tune_language_model(data, request, base, outside, start=start, encoders=encoders)
 
     def _language_model(self, lease: Lease, request: PromptRequest, control: Control) -> TunedLanguageModel:
         """The one that a prompt is put to, as it is."""
         base, files = self._base(lease, request, control)
-        return TunedLanguageModel.plain(base) if files is None else TunedLanguageModel.load(files, base)
+        if files is not None:
+            return TunedLanguageModel.load(files, base)
+        return TunedLanguageModel.plain(base, sees=sees(base, encoder_ids(lease.schema)))
 
     def _base(
         self, lease: Lease, request: InstructionRequest | PromptRequest, control: Control

@@ -35,6 +35,9 @@ class TunedConfig(Strict):
     fingerprint: str = Field(description="of its weights")
     adapter: Adapter = Adapter.NONE
     projectors: dict[Modality, ProjectorConfig] = Field(default_factory=dict)
+    image_encoder: str | None = Field(
+        None, description="whose vectors of pictures are the base model's own image tokens and need no projector"
+    )
     prompt: PromptTemplate | None = Field(None, description="how an item without messages is put to it")
     labels: list[str] = Field(default_factory=list, description="what it chooses among, if items have labels")
     by_likelihood: bool = Field(False, description="it chooses the label whose words are the likeliest answer")
@@ -49,7 +52,8 @@ class Batch:
     """Conversations on the device, padded on the left: their ends are in the last column.
 
     `embeddings` [b, n, hidden], `mask` int64 [b, p + n], `labels` int64 [b, n] (IGNORED where nothing is learned).
-    `cache`: p tokens that were read before (prefix tuning; else p is 0). `positions` int64 [b, n].
+    `cache`: p tokens that were read before (prefix tuning; else p is 0). `positions` int64 [b, n]. `types` int64
+    [b, n]: 1 at the tokens of pictures, for models that ask.
     """
 
     embeddings: Tensor
@@ -57,6 +61,7 @@ class Batch:
     positions: Tensor
     labels: Tensor
     cache: Any = None
+    types: Tensor | None = None
 
 
 class TunedLanguageModel:
@@ -69,17 +74,25 @@ class TunedLanguageModel:
         self.projectors = nn.ModuleDict(dict(projectors)).to(base.device)
 
     @classmethod
-    def plain(cls, base: LanguageModel) -> Self:
-        """The base model as it is."""
-        return cls(base, TunedConfig(language_model=base.spec.id, fingerprint=base.fingerprint), None, {})
+    def plain(cls, base: LanguageModel, *, sees: bool = True) -> Self:
+        """The base model as it is. Unless it `sees`, pictures are passed over: their vectors are not its own."""
+        own = base.spec.image_encoder if sees and base.eyes is not None else None
+        return cls(
+            base, TunedConfig(language_model=base.spec.id, fingerprint=base.fingerprint, image_encoder=own), None, {}
+        )
 
     @classmethod
     def load(cls, files: Mapping[str, bytes], base: LanguageModel) -> Self:
         """The model in these files; others beside them are passed over.
 
-        Raises JobError (`language_model_changed`) if it was trained on other weights than those of `base`.
+        Raises JobError (`language_model_changed`) if it was trained on other weights than those of `base`, or `base`
+        reads pictures no more.
         """
         config = TunedConfig.model_validate_json(files[CONFIG])
+        if config.image_encoder is not None and base.eyes is None:
+            message = f"This model reads pictures as {config.image_encoder} sees them: name it as the image_encoder of "
+            message += f"{base.spec.id} in the worker's language models."
+            raise JobError(message, code="language_model_changed")
         if config.fingerprint != base.fingerprint:
             message = (
                 f"The weights of {base.spec.id} on this worker are not those that this model was tuned on; bring back "
@@ -100,6 +113,14 @@ class TunedLanguageModel:
             tensors = {name: t.detach().cpu().contiguous() for name, t in self.projectors.state_dict().items()}
             files[PROJECTOR] = safetensors.torch.save(tensors)
         return {**files, CONFIG: self.config.model_dump_json(indent=1).encode()}
+
+    @property
+    def dimensions(self) -> dict[Modality, int]:
+        """Numbers of the vectors that it takes of pictures and sounds."""
+        found = {modality: config.dimension for modality, config in self.config.projectors.items()}
+        if self.config.image_encoder is not None and self.base.eyes is not None:
+            found[Modality.IMAGE] = self.base.eyes.count * self.base.hidden
+        return found
 
     @property
     def context_length(self) -> int:
@@ -136,18 +157,20 @@ class TunedLanguageModel:
     ) -> Encoded:
         """See ConversationTokenizer.encode; by default as long as the model can read, soft prompts included.
 
-        A medium without a vector, or without a projector, has no soft tokens.
+        A medium without a vector, or one that the model does not take, has no soft tokens. Raises JobError
+        (`media_differ`, `unsuitable_features`).
         """
         wanted = markers(conversation)
         if [m.modality for m in media] != wanted:
             raise JobError(
                 f"The conversation has markers for {wanted}, which the media do not fit.", code="media_differ"
             )
-        soft = [0 if one.vector is None else self._tokens_of(one.modality) for one in media]
+        soft = [self._tokens_of(one) for one in media]
+        seen = {i for i, one in enumerate(media) if soft[i] and self._is_own(one.modality)}
         room = self.context_length
         return self.base.tokenizer.encode(
-            conversation, soft, answer=answer, max_length=min(room, max_length or room)
-        )  # fmt: skip
+            conversation, soft, answer=answer, max_length=min(room, max_length or room), seen=seen
+        )
 
     def batch(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]]) -> Batch:
         """Conversations and the media of each, as the model takes them; with gradients if they are switched on."""
@@ -168,7 +191,7 @@ class TunedLanguageModel:
             labels[place, width - len(one) :] = torch.tensor(one.labels, device=device)
             mask[place, before + width - len(row) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, before:]
-        return Batch(embeddings, mask, positions, labels, cache)
+        return Batch(embeddings, mask, positions, labels, cache, self._types(encoded, media, width))
 
     def packed(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]]) -> Batch:
         """Conversations one after the other in one row; positions start anew with each, by which transformers knows
@@ -177,7 +200,7 @@ class TunedLanguageModel:
         embeddings = torch.cat([self._embed(e, m) for e, m in zip(encoded, media, strict=True)])[None]
         positions = torch.cat([torch.arange(len(e), device=embeddings.device) for e in encoded])[None]
         labels = torch.tensor([label for e in encoded for label in e.labels], device=embeddings.device)[None]
-        return Batch(embeddings, None, positions, labels)
+        return Batch(embeddings, None, positions, labels, types=self._types(encoded, media, 0, packed=True))
 
     def logits(self, batch: Batch, keep: Tensor | int = 0, *, use_cache: bool = False) -> Any:
         """transformers' output for a batch; `logits` [b, kept, vocabulary] of the columns `keep` (the last so many)."""
@@ -186,8 +209,9 @@ class TunedLanguageModel:
             # copy of the output matrix for each row, gigabytes of it.
             width = batch.embeddings.shape[1]
             keep = torch.arange(width - keep, width, device=batch.embeddings.device)
+        marked = {} if batch.types is None else {"token_type_ids": batch.types}
         return self.base.model(
-            inputs_embeds=batch.embeddings, attention_mask=batch.mask, position_ids=batch.positions,
+            inputs_embeds=batch.embeddings, attention_mask=batch.mask, position_ids=batch.positions, **marked,
             past_key_values=batch.cache, logits_to_keep=keep, use_cache=use_cache or batch.cache is not None,
         )  # fmt: skip
 
@@ -212,9 +236,32 @@ class TunedLanguageModel:
         if self.adapter is not None:
             self.adapter.close()
 
-    def _tokens_of(self, modality: Modality) -> int:
-        config = self.config.projectors.get(modality)
-        return 0 if config is None else config.tokens
+    def _is_own(self, modality: Modality) -> bool:
+        """Whether vectors of it are image tokens of the base model itself."""
+        return modality is Modality.IMAGE and self.config.image_encoder is not None
+
+    def _tokens_of(self, one: Media) -> int:
+        """Soft tokens that stand for it."""
+        dimension = self.dimensions.get(one.modality)
+        if one.vector is None or dimension is None:
+            return 0
+        if len(one.vector) != dimension:
+            message = f"Of {one.modality} the model takes vectors of {dimension} numbers, and was given {len(one.vector)}."
+            raise JobError(message, code="unsuitable_features")
+        return dimension // self.base.hidden if self._is_own(one.modality) else self.config.projectors[one.modality].tokens
+
+    def _types(
+        self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]], width: int, *, packed: bool = False
+    ) -> Tensor | None:
+        """See Batch; rows end in the last of `width` columns, or are one after the other if they are `packed`."""
+        if self.base.eyes is None or not self.base.eyes.is_marked:
+            return None
+        rows = [
+            [int(place >= 0 and self._is_own(some[place].modality)) for place in one.media]
+            for one, some in zip(encoded, media, strict=True)
+        ]
+        found = [[t for row in rows for t in row]] if packed else [[*[0] * (width - len(row)), *row] for row in rows]
+        return torch.tensor(found, device=self.base.device)
 
     def _embed(self, encoded: Encoded, media: Sequence[Media]) -> Tensor:
         """[n, hidden]"""
@@ -222,8 +269,9 @@ class TunedLanguageModel:
         embedded: Tensor = self.base.model.get_input_embeddings()(torch.tensor(encoded.ids, device=device))
         where = torch.tensor(encoded.media, device=device)
         for place, one in enumerate(media):
-            if one.vector is not None and one.modality in self.projectors:
+            if one.vector is not None and one.modality in self.dimensions:
                 vector = torch.from_numpy(one.vector).to(device)[None]
-                tokens = self.projectors[one.modality](vector)[0].to(embedded.dtype)
-                embedded = embedded.masked_scatter((where == place)[:, None], tokens)
+                own = self._is_own(one.modality)
+                tokens = vector.view(-1, self.base.hidden) if own else self.projectors[one.modality](vector)[0]
+                embedded = embedded.masked_scatter((where == place)[:, None], tokens.to(embedded.dtype))
         return embedded
