@@ -128,7 +128,7 @@ def sees(base: LanguageModel, encoders: Mapping[str, str]) -> bool:
 
 def _begun_model(start: Mapping[str, bytes], base: LanguageModel, training: LanguageTraining) -> TunedLanguageModel:
     """With the adapter and projectors that it starts with."""
-    _check_packing(training)
+    _check_packing(base, training)
     model = TunedLanguageModel.load(start, base)
     if model.config.adapter is not training.adapter:
         model.close()
@@ -141,7 +141,7 @@ def _new_model(
     base: LanguageModel, train: Sequence[Example], training: LanguageTraining, *, sees: bool
 ) -> TunedLanguageModel:
     """With new adapter and projectors; the pictures of a base model that `sees` need none."""
-    _check_packing(training)
+    _check_packing(base, training)
     torch.manual_seed(derived_seed(training.seed, "weights"))
     vectors = {m: rows for m, rows in _vectors(train).items() if not (sees and m is Modality.IMAGE)}
     configs = {
@@ -164,7 +164,13 @@ def _new_model(
     return TunedLanguageModel(base, config, adapter, projectors)
 
 
-def _check_packing(training: LanguageTraining) -> None:
+def _check_packing(base: LanguageModel, training: LanguageTraining) -> None:
+    if training.packing and base.eyes is not None and base.eyes.is_marked:
+        message = (
+            f"Pictures of {base.spec.id} are told by token types, with which conversations in one row would see each "
+            "other: leave out training.packing."
+        )
+        raise JobError(message, code="unsuitable_option", param="training.packing")
     if training.packing and training.adapter in (Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX):
         message = "A soft prompt stands before each conversation: leave out training.packing, or train with LoRA."
         raise JobError(message, code="unsuitable_option", param="training.packing")

@@ -195,12 +195,14 @@ class TunedLanguageModel:
 
     def packed(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]]) -> Batch:
         """Conversations one after the other in one row; positions start anew with each, by which transformers knows
-        that they must not see each other. For soft prompts there is no such row."""
+        that they must not see each other. For soft prompts, and models that ask for token types, there is no such
+        row."""
         assert self.adapter is None or not self.adapter.virtual_tokens
+        assert self.base.eyes is None or not self.base.eyes.is_marked
         embeddings = torch.cat([self._embed(e, m) for e, m in zip(encoded, media, strict=True)])[None]
         positions = torch.cat([torch.arange(len(e), device=embeddings.device) for e in encoded])[None]
         labels = torch.tensor([label for e in encoded for label in e.labels], device=embeddings.device)[None]
-        return Batch(embeddings, None, positions, labels, types=self._types(encoded, media, 0, packed=True))
+        return Batch(embeddings, None, positions, labels)
 
     def logits(self, batch: Batch, keep: Tensor | int = 0, *, use_cache: bool = False) -> Any:
         """transformers' output for a batch; `logits` [b, kept, vocabulary] of the columns `keep` (the last so many)."""
@@ -250,18 +252,15 @@ class TunedLanguageModel:
             raise JobError(message, code="unsuitable_features")
         return dimension // self.base.hidden if self._is_own(one.modality) else self.config.projectors[one.modality].tokens
 
-    def _types(
-        self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]], width: int, *, packed: bool = False
-    ) -> Tensor | None:
-        """See Batch; rows end in the last of `width` columns, or are one after the other if they are `packed`."""
+    def _types(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]], width: int) -> Tensor | None:
+        """See Batch; rows end in the last of `width` columns."""
         if self.base.eyes is None or not self.base.eyes.is_marked:
             return None
-        rows = [
-            [int(place >= 0 and self._is_own(some[place].modality)) for place in one.media]
-            for one, some in zip(encoded, media, strict=True)
-        ]
-        found = [[t for row in rows for t in row]] if packed else [[*[0] * (width - len(row)), *row] for row in rows]
-        return torch.tensor(found, device=self.base.device)
+        types = torch.zeros((len(encoded), width), dtype=torch.int64)
+        for row, one, some in zip(types, encoded, media, strict=True):
+            for column, place in enumerate(one.media, width - len(one)):
+                row[column] = int(place >= 0 and self._is_own(some[place].modality))
+        return types.to(self.base.device)
 
     def _embed(self, encoded: Encoded, media: Sequence[Media]) -> Tensor:
         """[n, hidden]"""
