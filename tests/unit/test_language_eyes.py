@@ -1,5 +1,6 @@
 """Vision-language models read pictures with their own vision tower: against transformers' own model and processor."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,15 +175,18 @@ def test_only_what_is_needed_stays_in_memory(tiny: Tiny) -> None:
 
 
 def test_a_model_whose_tokens_depend_on_the_picture_is_refused(tmp_path: Path) -> None:
-    """Of a picture that keeps its shape a vision tower of any size makes as many tokens as there are patches."""
+    """A Pixtral tower has a token for each patch of a picture that keeps its shape."""
+    transformers: Any = importlib.import_module("transformers")
     _, encoder = tiny_vision_model(tmp_path, "llava")
-    settings = tmp_path / "processor_config.json"
-    given = json.loads(settings.read_text())
-    given["image_processor"] |= {"do_center_crop": False}
-    settings.write_text(json.dumps(given))
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"image_size": 32', '"image_size": 32'))
-    with pytest.raises(JobError) as refused:
+    config = transformers.LlavaConfig.from_pretrained(tmp_path)
+    config.vision_config = transformers.PixtralVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8
+    )
+    config.vision_feature_select_strategy = "full"
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").unlink()
+    transformers.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=8).save_pretrained(tmp_path)
+    with pytest.raises(JobError, match="depends on the picture") as refused:
         load_encoder(encoder, device="cpu", precision="fp32")
     assert refused.value.error_code == "encoder_invalid"
 

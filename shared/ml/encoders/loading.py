@@ -85,8 +85,9 @@ def _checked(encoder: AnyEncoder) -> AnyEncoder:
 def resolve_source(spec: EncoderSpec) -> Path | None:
     """Where the entry's weights are on this machine; a hub model is fetched (with HF_HUB_OFFLINE set, from its cache).
 
-    `package:NAME/PATH` is found without importing the package; a local path starts with `/`, `~` or `.`; for the loaders
-    `transformers` and `vision_tokens` anything else is a hub id. None if the source is a name that the loader itself knows.
+    `package:NAME/PATH` is found without importing the package; a local path starts with `/`, `~` or `.`; for the
+    loaders `transformers` and `vision_tokens` anything else is a hub id. None if the source is a name that the loader
+    itself knows.
     """
     try:
         if spec.source.startswith("package:"):

@@ -83,9 +83,8 @@ class VisionTokensEncoder:
         """The dimension of the vectors. Raises JobError (`encoder_invalid`) if it depends on the picture."""
         shapes = ((64, 64), (64, 256), (512, 128))
         try:
-            found = {
-                self.encode([self.preprocess(np.full((h, w, 3), 200, np.uint8))]).shape[1] for h, w in shapes
-            }  # fmt: skip
+            blank = [self.preprocess(np.full((height, width, 3), 200, np.uint8)) for height, width in shapes]
+            found = {int(self.encode([one]).shape[1]) for one in blank}
         except (IndexError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
             raise invalid(self.spec, f"the model cannot encode an image: {error}") from error
         if len(found) > 1:

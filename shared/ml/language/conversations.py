@@ -83,10 +83,10 @@ class ConversationTokenizer:
         """The conversation up to where the answer begins, and with `answer` this and its end.
 
         `soft` is the number of soft tokens of each marker, in order; `seen` are the numbers of those markers at which
-        the model is told of a picture as it is used to, the soft tokens being its own image tokens. Longer than `max_length`, the question loses
-        tokens at its start: of what was said, the earliest; of the system's words, last. Raises JobError:
-        `conversation_impossible` if the template refuses it, `answer_too_long` if cutting the whole question does not
-        help.
+        the model is told of a picture as it is used to, the soft tokens being its own image tokens. Longer than
+        `max_length`, the question loses tokens at its start: of what was said, the earliest; of the system's words,
+        last. Raises JobError: `conversation_impossible` if the template refuses it, `answer_too_long` if cutting the
+        whole question does not help.
         """
         pieces = self._pieces(conversation, soft, seen)
         answered = [] if answer is None else [*self.words(answer), *self._end]

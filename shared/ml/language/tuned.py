@@ -247,10 +247,12 @@ class TunedLanguageModel:
         dimension = self.dimensions.get(one.modality)
         if one.vector is None or dimension is None:
             return 0
-        if len(one.vector) != dimension:
-            message = f"Of {one.modality} the model takes vectors of {dimension} numbers, and was given {len(one.vector)}."
+        given = len(one.vector)
+        if given != dimension:
+            message = f"Of {one.modality} the model takes vectors of {dimension} numbers, and was given {given}."
             raise JobError(message, code="unsuitable_features")
-        return dimension // self.base.hidden if self._is_own(one.modality) else self.config.projectors[one.modality].tokens
+        own = self._is_own(one.modality)
+        return dimension // self.base.hidden if own else self.config.projectors[one.modality].tokens
 
     def _types(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]], width: int) -> Tensor | None:
         """See Batch; rows end in the last of `width` columns."""
