@@ -15,11 +15,13 @@ from shared.conversations import MediaPart, Message, TextPart
 from shared.errors import JobError
 from shared.generation import Generation
 from shared.language_models import LanguageModelSpec
+from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.encoders.loading import load_encoder
+from shared.ml.language.adapters import PeftAdapter
 from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.soft_tokens import Media
-from shared.ml.language.tuned import CONFIG, TunedConfig, TunedLanguageModel
+from shared.ml.language.tuned import CONFIG, TunedLanguageModel
 from shared.queues import Modality
 from shared.testing.models import tune_language_model
 from shared.testing.tiny_vision import Kind, tiny_vision_model
@@ -158,9 +160,34 @@ def test_a_tuned_model_sees_too_and_says_so_in_its_files(tiny: Tiny) -> None:
         assert wrong.value.error_code == "unsuitable_features"
     finally:
         again.close()
-    before = json.loads(files[CONFIG])
-    del before["image_encoder"]
-    assert TunedConfig.model_validate(before).image_encoder is None
+    before = tune_language_model(tiny.base, {Modality.AUDIO: 6})
+    try:
+        assert "image_encoder" not in json.loads(before.files()[CONFIG]), "workers of before know no such word"
+        assert TunedLanguageModel.load(before.files(), tiny.base).dimensions == {Modality.AUDIO: 6}
+    finally:
+        before.close()
+
+
+@pytest.mark.parametrize("adapter", [Adapter.LORA, Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX])
+def test_every_adapter_learns_beside_pictures(tiny: Tiny, adapter: Adapter) -> None:
+    """Its parameters have gradients, and the loss of a batch is that of its members."""
+    torch.manual_seed(0)
+    made = PeftAdapter.new(tiny.base.model, LanguageTraining(adapter=adapter, virtual_tokens=3, lora_rank=2))
+    plain = TunedLanguageModel.plain(tiny.base)
+    model = TunedLanguageModel(tiny.base, plain.config.model_copy(update={"adapter": adapter}), made, {})
+    media = [tiny.media(picture(0)), tiny.media(picture(1))]
+    talks = [asked("<picture>", "What is it?"), asked("So, what do you see here: ", "<picture>")]
+    encoded = [model.encode(talk, some, answer="no") for talk, some in zip(talks, media, strict=True)]
+    try:
+        with model.active():
+            model.train(mode=False)
+            together = model.loss(model.batch(encoded, media))[0]
+            alone = [model.loss(model.batch([one], [some]))[0] for one, some in zip(encoded, media, strict=True)]
+            together.backward()
+        torch.testing.assert_close(together, torch.stack(alone).sum(), atol=1e-3, rtol=1e-4)
+        assert any(p.grad is not None and bool(p.grad.abs().max() > 0) for _, p in made.parameters())
+    finally:
+        model.close()
 
 
 def test_only_what_is_needed_stays_in_memory(tiny: Tiny) -> None:

@@ -20,7 +20,7 @@ from shared.ml.encoders.pretrained import invalid, load_model, model_files, mode
 from shared.ml.encoders.transformers_image import check_shape, load_processor
 
 #: What a vision-language model of transformers has besides its vision tower and connector.
-TEXT_PARTS = ("text_model", "language_model")
+_TEXT_PARTS = ("text_model", "language_model")
 
 #: By these an image processor cuts a picture into as many tiles as its size asks for.
 _TILES = ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
@@ -45,7 +45,7 @@ class VisionTokensEncoder:
         self.decode_options: dict[str, Any] = {}
         self._device = choose_device(device)
         self._dtype = choose_dtype(self._device, precision)
-        self._model = load_model(spec, folder, self._device, self._dtype, without=TEXT_PARTS)
+        self._model = load_model(spec, folder, self._device, self._dtype, without=_TEXT_PARTS)
         if not hasattr(self._model, "get_image_features"):
             raise invalid(spec, f"{type(self._model).__name__} has no image features")
         self._processor = in_one_piece(load_processor(spec, folder))

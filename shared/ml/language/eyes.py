@@ -13,7 +13,9 @@ import numpy as np
 
 from shared.errors import JobError
 from shared.language_models import LanguageModelSpec
-from shared.ml.encoders.vision_tokens import TEXT_PARTS, in_one_piece
+from shared.ml.encoders.vision_tokens import in_one_piece
+
+_VISION_PARTS = frozenset({"vision_model", "vision_tower", "connector", "multi_modal_projector"})
 
 #: Those whose token types say which tokens are of pictures: these see each other, and not only what is before them.
 _MARKED = frozenset({"gemma3"})
@@ -63,8 +65,9 @@ def eyes_of(spec: LanguageModelSpec, processor: Any, model: Any) -> Eyes:
 
 def drop_vision(model: Any) -> None:
     """Takes vision tower and connector off transformers' vision-language model: an encoder has them."""
-    for name in [name for name, _ in model.model.named_children() if name not in TEXT_PARTS]:
-        delattr(model.model, name)
+    whole = model.base_model
+    for name in [name for name, _ in whole.named_children() if name in _VISION_PARTS]:
+        delattr(whole, name)
 
 
 def invalid(spec: LanguageModelSpec, cause: str) -> JobError:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from shared.conversations import Message, markers
@@ -45,6 +45,11 @@ class TunedConfig(Strict):
         default_factory=list, description="how likely it says the labels are without an item (see choosing.py)"
     )
     max_length: int = Field(0, description="tokens of a conversation in training; 0: as many as it can read")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Workers of before, beside which this one may run, refuse fields that they do not know.
+        return {name: value for name, value in dump(self).items() if name != "image_encoder" or value}
 
 
 @dataclass(frozen=True)

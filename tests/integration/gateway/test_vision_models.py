@@ -1,4 +1,4 @@
-"""A vision-language model through the gateway and real workers: tuned on pictures, asked about them, and its base too."""
+"""A vision-language model through gateway and workers: tuned on pictures, and asked about them beside its base."""
 
 import base64
 import io
@@ -56,9 +56,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> Specs:
 
 
 @pytest.fixture(scope="module")
-def environment(
-    environment: dict[str, str], specs: Specs, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
+def environment(environment: dict[str, str], specs: Specs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """With the tiny model and its eyes, another encoder, and models whose eyes the catalogue has not."""
     folder, (model, eyes) = tmp_path_factory.mktemp("catalog"), specs
     blind = model.model_copy(update={"id": "tiny-blind", "image_encoder": "nowhere"})
@@ -192,6 +190,18 @@ def test_the_tuned_model_and_its_base_are_asked_about_pictures(
               generation={"temperature": 0, "max_tokens": 8})  # fmt: skip
     rows = [json.loads(line) for line in client.get(f"/v1/jobs/{job['id']}/results").text.splitlines()]
     assert [row["prediction"] for row in rows] == answers
+
+
+def test_a_prompt_makes_a_classifier_of_it(client: httpx.Client, workers: None, sessions: Sessions) -> None:
+    """Which weighs the labels of a picture as it is seen."""
+    job = run(client, type="fine_tune", method="prompt", language_model=TINY, items=ITEMS, encoders=ENCODERS,
+              prompt=PROMPT)  # fmt: skip
+    with sessions() as session:
+        row = session.query(Model).where(Model.job_id == job["id"], Model.kind == "prompt").one()
+    assert row.spec["fine_tuned"]["encoders"] == {"image": EYES}
+    job = run(client, type="predict", model=row.id, items=ITEMS[:4])
+    rows = [json.loads(line) for line in client.get(f"/v1/jobs/{job['id']}/results").text.splitlines()]
+    assert len({tuple(one["probabilities"]) for one in rows}) == 4, "no two pictures are the same to it"
 
 
 def test_another_encoder_enters_through_a_projector(client: httpx.Client, tuned: Model, sessions: Sessions) -> None:
