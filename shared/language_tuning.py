@@ -23,6 +23,10 @@ class Adapter(StrEnum):
     NONE = "none"
 
 
+#: Adapters that are vectors before what is read.
+SOFT_PROMPTS = frozenset({Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX})
+
+
 class LanguageTraining(Strict):
     """How a language model is tuned. What is null depends on the adapter and on how many items there are."""
 
@@ -46,7 +50,9 @@ class LanguageTraining(Strict):
     weight_decay: float = Field(0.0, ge=0, le=10)
     batch_size: int = Field(8, ge=1, le=1024, description="conversations of one forward pass")
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="forward passes of one step")
-    packing: bool = Field(False, description="several conversations in one row, which do not see each other")
+    packing: bool = Field(
+        False, description="several conversations in one row, which do not see each other; not with soft prompts"
+    )
     max_length: int = Field(
         512, ge=16, le=131_072, description="tokens; what is longer loses the start of its question"
     )
@@ -64,6 +70,12 @@ class LanguageTraining(Strict):
         description="test items that are answered, at most; of `hard` prompts, validation items too",
     )
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _can_be_packed(self) -> Self:
+        if self.packing and self.adapter in SOFT_PROMPTS:
+            raise ValueError("a soft prompt stands before each conversation: leave out packing, or train with lora")
+        return self
 
 
 class LanguageSource(JobOptions, FeatureSource):
@@ -163,7 +175,7 @@ class PromptRequest(LanguageSource):
             raise ValueError("how `soft` is for language models: give language_model")
         if self.how is not How.HARD and self.prompts is not None:
             raise ValueError("prompts are tried with how `hard`; give one prompt")
-        if self.how is How.SOFT and self.training.adapter not in (Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX):
+        if self.how is How.SOFT and self.training.adapter not in SOFT_PROMPTS:
             raise ValueError("how `soft` trains the adapters prompt, p_tuning and prefix")
         if self.language_model is not None and self.text_encoder is not None:
             raise ValueError("give either language_model or text_encoder")

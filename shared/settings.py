@@ -95,7 +95,7 @@ class WorkerSettings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     model_memory_bytes: int = Field(8 * 1024**3, description="models kept loaded, least recently used go first")
     training_processes: int = Field(
-        0, ge=0, description="that train one encoder together; 0: one for each GPU, as far as batches are large enough"
+        0, ge=0, description="that train one model together; 0: one for each GPU, as far as batches are large enough"
     )
     checkpoint_seconds: float = Field(20.0, ge=0, description="training that is killed loses about this much")
     drain_seconds: float = Field(20.0, description="after SIGTERM, time to finish before handing work back")

@@ -1,7 +1,7 @@
 """From a problem to a trained model: what the preset tries, and the choice among it by validation items."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from services.finetune.problem import Problem
 from services.finetune.search import SettingsSearch
 from shared.errors import JobError
 from shared.fine_tuning import FineTuneRequest, Preset
+from shared.ml.process_group import Alone, ProcessGroup
 from shared.ml.splits import Parts
 from shared.ml.trained import Member, Task, TrainedConfig, TrainedModel, save_trained
 from shared.queues import Modality
@@ -28,10 +29,11 @@ _FOUND = {Preset.FAST: 1, Preset.GOOD: 1, Preset.BEST: 3}
 
 @dataclass(frozen=True)
 class Outside:
-    """Where training happens, and whom it tells."""
+    """Where training happens, whom it tells, and with which other processes it is done."""
 
     progress: Progress
     device: torch.device
+    group: ProcessGroup = field(default_factory=Alone)
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,19 @@ from pydantic import TypeAdapter
 
 from services.finetune.data import Dataset, read_parts
 from services.finetune.language.data import Conversations, read_conversations
-from services.finetune.modelling import Outside
 from services.finetune.prompting.pretrained import pretrained
 from services.finetune.recipes import Outcome, fine_tune
-from services.finetune.recipes.instruction import sees, tune_language_model
+from services.finetune.recipes.instruction import sees
+from services.finetune.tuning import Tuning, load_base, tune
 from shared.errors import InvalidRequestError, JobError
 from shared.ids import new_id
 from shared.jobs import registry
 from shared.jobs.encoders import MODEL, encoder_ids
 from shared.jobs.records import Finished, Lease, NewModel, StoredObject
-from shared.language_models import find_language_model
+from shared.language_models import LanguageModelSpec, find_language_model
 from shared.language_tuning import How, InstructionRequest, PromptRequest
 from shared.ml.feature_parts import find_parts, read_part
 from shared.ml.language.adapters import ADAPTER
-from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.tuned import CONFIG, FILES, PROJECTOR, TunedLanguageModel
 from shared.queues import Modality, Stage
 from shared.requests import JobRequest
@@ -76,55 +75,41 @@ class FineTune:
 
     def run(self, lease: Lease, prepared: Dataset | Conversations, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
-        # Its items are in the feature set; where they were found does not matter any more.
-        request = _REQUEST.validate_python(lease.request | {"features": lease.job_id, "input": None})
-        progress = JobProgress(self._context, lease, control)
+        # Its items are in the feature set: where they were found, and in whose shape it was asked, matters no more.
+        asked = {name: value for name, value in lease.request.items() if name != "openai"}
+        request = _REQUEST.validate_python(asked | {"features": lease.job_id, "input": None})
+        progress, worker = JobProgress(self._context, lease, control), self._context.settings.worker
         if isinstance(prepared, Conversations) and not _asks_only(request):
-            outcome = self._tune(lease, request, prepared, progress, control)
+            outcome = tune(self._tuning(lease, request, prepared, control), worker, progress)
         else:
             models = pretrained(self._context, lease, control, lambda: self._language_model(lease, request, control))
             outcome = fine_tune(prepared, request, progress, models=models)
         progress.flush()
         return outcome
 
-    def _tune(
-        self,
-        lease: Lease,
-        request: InstructionRequest | PromptRequest,
-        data: Conversations,
-        progress: JobProgress,
-        control: Control,
-    ) -> Outcome:
-        """A tuned language model. Raises JobError, if the base model cannot be loaded for one."""
-        progress.report("step", doing=f"loading {lease.request['language_model']}")
-        base, start = self._base(lease, request, control)
-        outside, encoders = Outside(progress, base.device), encoder_ids(lease.schema)
-        return tune_language_model(data, request, base, outside, start=start, encoders=encoders)
-
     def _language_model(self, lease: Lease, request: PromptRequest, control: Control) -> TunedLanguageModel:
         """The one that a prompt is put to, as it is."""
-        base, files = self._base(lease, request, control)
+        spec, files = self._named(lease, control)
+        base = load_base(spec, request, self._context.settings.worker)
         if files is not None:
             return TunedLanguageModel.load(files, base)
         return TunedLanguageModel.plain(base, sees=sees(base, encoder_ids(lease.schema)))
 
-    def _base(
-        self, lease: Lease, request: InstructionRequest | PromptRequest, control: Control
-    ) -> tuple[LanguageModel, dict[str, bytes] | None]:
+    def _tuning(
+        self, lease: Lease, request: InstructionRequest | PromptRequest, data: Conversations, control: Control
+    ) -> Tuning:
+        spec, start = self._named(lease, control)
+        return Tuning(data, request, spec, start, encoder_ids(lease.schema))
+
+    def _named(self, lease: Lease, control: Control) -> tuple[LanguageModelSpec, dict[str, bytes] | None]:
         """The base model that a request asks for, and the files of the tuned one if it names one."""
         named = lease.request["language_model"]
         files = self._files_of(named, lease.tenant, control)
         base_id = named if files is None else json.loads(files[CONFIG])["language_model"]
         try:
-            spec = find_language_model(self._context.language_models, base_id)
+            return find_language_model(self._context.language_models, base_id), files
         except InvalidRequestError as error:
             raise JobError(error.message, code=error.error_code, param=error.param) from error
-        training, worker = request.training, self._context.settings.worker
-        precision = worker.precision if training.precision == "auto" else training.precision
-        base = load_language_model(
-            spec, device=worker.device, precision=precision, quantization=training.quantization
-        )  # fmt: skip
-        return base, files
 
     def _files_of(self, id: str, tenant: str, control: Control) -> dict[str, bytes] | None:
         """The files of a tuned model whose training goes on; None if `id` is one of the catalogue."""

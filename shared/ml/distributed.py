@@ -45,15 +45,19 @@ class TrainingProcessError(TriviumError):
     code = "training_process_failed"
 
 
-def processes_for(settings: WorkerSettings, device: torch.device, batch_size: int, items: int) -> int:
+def processes_for(
+    settings: WorkerSettings, device: torch.device, batch_size: int, items: int, *, fewest: int = _FEWEST_ITEMS
+) -> int:
     """How many processes train on batches of so many items, of so many in all.
 
-    As many as there are GPUs, as long as each gets enough to do; or as the settings say, as long as each gets any.
+    As many as there are GPUs, as long as each gets the `fewest` items of a batch that keep it busy; or as the settings
+    say, as long as each gets any, and a GPU of its own.
     """
-    if settings.training_processes:
-        return max(1, min(settings.training_processes, batch_size // 2, items // 2))
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-    return max(1, min(gpus, batch_size // _FEWEST_ITEMS, items // _FEWEST_ITEMS))
+    if settings.training_processes:
+        places = gpus if device.type == "cuda" else settings.training_processes
+        return max(1, min(settings.training_processes, places, batch_size // 2, items // 2))
+    return max(1, min(gpus, batch_size // fewest, items // fewest))
 
 
 def run_ranks(
@@ -195,8 +199,8 @@ def _hear(rank: _Rank, answers: Mapping[str, Answer], selector: selectors.BaseSe
     return failure
 
 
-def _failure(rank: _Rank, message: str, code: str | None) -> _Failure:
+def _failure(rank: _Rank, message: str, code: str | None, param: str | None) -> _Failure:
     """A process's own words: with a code, a JobError; the errors of communication follow another's end."""
     if code is not None:
-        return _Failure(0, JobError(message, code=code))
+        return _Failure(0, JobError(message, code=code, param=param))
     return _Failure(2, TrainingProcessError(f"{rank.name} failed: {message}"))

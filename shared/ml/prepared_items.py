@@ -1,6 +1,7 @@
 """Items as an encoder takes them, where training finds them: in memory, in files for other processes, or read anew."""
 
 import dataclasses
+import enum
 import importlib
 import itertools
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -22,6 +24,8 @@ Read = Callable[[TrainableEncoder, Sequence[PlannedItem]], Iterator[tuple[Planne
 
 #: A file of items is about so large.
 _FILE_BYTES = 256 * 1024**2
+#: The name of the tensor of what tensors are part of, JSON.
+_OUTLINES = "outlines"
 
 
 class PreparedItems:
@@ -88,11 +92,11 @@ class SharedItems:
 
 
 class ItemFile:
-    """Items in a safetensors file: their tensors, and in the header what they were part of."""
+    """Items in a safetensors file: their tensors, and what they were part of as one more, for a header is short."""
 
     def __init__(self, path: Path):
         self._file = safe_open(path, framework="pt")
-        outlines = json.loads(self._file.metadata()["items"])  # type: ignore[no-untyped-call]  # safetensors'
+        outlines = json.loads(_as_bytes(self._file.get_tensor(_OUTLINES)))  # type: ignore[no-untyped-call]  # safetensors'
         self._outlines = {int(row): outline for row, outline in outlines.items()}
 
     @property
@@ -106,10 +110,11 @@ class ItemFile:
 
 
 def write_items(path: Path, items: Mapping[int, Any]) -> None:
-    """Writes items by row: arrays, tensors, numbers, and lists and dicts of them, and our own dataclasses."""
+    """Writes items by row: arrays, tensors, bytes, what JSON has, lists, sets and dicts of them, and our own
+    dataclasses and pydantic models."""
     tensors: dict[str, torch.Tensor] = {}
     outlines = {row: _outline(item, tensors) for row, item in items.items()}
-    save_file(tensors, path, {"items": json.dumps(outlines)})
+    save_file({**tensors, _OUTLINES: _from_bytes(json.dumps(outlines).encode())}, path)
 
 
 def _outline(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -119,13 +124,22 @@ def _outline(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         # A copy: views of one array would be taken for one tensor under several names.
         tensors[name] = torch.tensor(value) if isinstance(value, np.ndarray) else value.detach().clone().contiguous()
         return {"array" if isinstance(value, np.ndarray) else "tensor": name}
+    if isinstance(value, bytes):
+        name = str(len(tensors))
+        tensors[name] = _from_bytes(value)
+        return {"bytes": name}
+    if isinstance(value, BaseModel):
+        return {"model": _class_of(value), "json": value.model_dump(mode="json")}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _outline(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
-        return {"dataclass": [type(value).__module__, type(value).__name__], "fields": fields}
+        return {"dataclass": _class_of(value), "fields": fields}
     if isinstance(value, list):
         return [_outline(part, tensors) for part in value]
+    if isinstance(value, frozenset):
+        return {"set": sorted(value)}
     if isinstance(value, dict):
-        return {"dict": {name: _outline(part, tensors) for name, part in value.items()}}
+        keys = {tuple(_class_of(key)) for key in value if isinstance(key, enum.Enum)}
+        return {"dict": {name: _outline(part, tensors) for name, part in value.items()}, "keys": [*keys]}
     return value
 
 
@@ -134,16 +148,43 @@ def _filled(outline: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
         return [_filled(part, tensor) for part in outline]
     if not isinstance(outline, dict):
         return outline
-    if "array" in outline:
-        return tensor(outline["array"]).numpy()
-    if "tensor" in outline:
-        return tensor(outline["tensor"])
-    parts = outline["fields" if "dataclass" in outline else "dict"]
+    if "fields" in outline or "dict" in outline:
+        return _composed(outline, tensor)
+    if "model" in outline:
+        return _named(outline["model"]).model_validate(outline["json"])
+    if "set" in outline:
+        return frozenset(outline["set"])
+    ((kind, name),) = outline.items()
+    makes: dict[str, Callable[[torch.Tensor], Any]] = {"array": torch.Tensor.numpy, "bytes": _as_bytes}
+    return makes[kind](tensor(name)) if kind in makes else tensor(name)
+
+
+def _composed(outline: Mapping[str, Any], tensor: Callable[[str], torch.Tensor]) -> Any:
+    """A dataclass or a dict."""
+    parts = outline["fields" if "fields" in outline else "dict"]
     filled = {name: _filled(part, tensor) for name, part in parts.items()}
-    if "dict" in outline:
-        return filled
-    module, name = outline["dataclass"]
-    return getattr(importlib.import_module(module), name)(**filled)
+    if "fields" in outline:
+        return _named(outline["dataclass"])(**filled)
+    for kind in outline["keys"]:
+        filled = {_named(kind)(name): part for name, part in filled.items()}
+    return filled
+
+
+def _class_of(value: Any) -> list[str]:
+    return [type(value).__module__, type(value).__name__]
+
+
+def _named(names: Sequence[str]) -> Any:
+    module, name = names
+    return getattr(importlib.import_module(module), name)
+
+
+def _from_bytes(data: bytes) -> torch.Tensor:
+    return torch.tensor(np.frombuffer(data, np.uint8))
+
+
+def _as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
 
 
 def _bytes_of(prepared: Any) -> int:

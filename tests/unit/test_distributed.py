@@ -124,7 +124,7 @@ def test_sums_and_an_error_of_the_job() -> None:
 
     with pytest.raises(JobError, match="too little of everything") as caught:
         run("add_up_and_fail", {"found": keep})
-    assert caught.value.error_code == "too_little"
+    assert (caught.value.error_code, caught.value.param) == ("too_little", "items")
     assert found == {rank: [[3.0] * 3, [3.0] * 4, [3.0]] for rank in (0, 1)}
 
 
@@ -230,10 +230,13 @@ def test_how_many_processes(wanted: int, batch: int, items: int, expected: int) 
 
 
 def test_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as each gets enough of a batch."""
+    """As long as each gets enough of a batch; never more than there are."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     found = [processes_for(CPU, torch.device("cuda"), batch, 10**6) for batch in (8, 16, 64, 1024)]
     assert found == [1, 2, 8, 8]
+    assert processes_for(CPU, torch.device("cuda"), 8, 10**6, fewest=2) == 4
+    asked = CPU.model_copy(update={"training_processes": 16})
+    assert processes_for(asked, torch.device("cuda"), 1024, 10**6) == 8
     assert processes_for(CPU, torch.device("cuda", 1), 1024, 10**6) == 1
 
 

@@ -8,11 +8,9 @@ import json
 import random
 import re
 import signal
-import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +26,27 @@ from shared.language_models import DEFAULT_LANGUAGE_MODEL
 from shared.queues import Modality
 from shared.schemas import FineTuned
 
-QUESTION = "Picture: {image}\nVoice: {audio}\nWhat does the picture show, and who speaks, a man or a woman?"
+QUESTION = "Picture: {image}\nVoice: {audio}\nWhat does the picture show, and who speaks?"
 #: What a picture of a group is said to show: those groups that one can tell by looking.
 SHOWN = {
-    "Animals & Nature": "an animal or a plant",
-    "Flags": "a flag",
-    "Food & Drink": "food or a drink",
-    "Smileys & Emotion": "a face",
+    "Animals & Nature": "nature",
+    "Flags": "flag",
+    "Food & Drink": "food",
+    "Smileys & Emotion": "face",
 }
 #: Who speaks in espeak's variants of voices, by their first letter.
-SPEAKERS = {"f": "a woman", "m": "a man"}
+SPEAKERS = {"f": "woman", "m": "man"}
 #: Items that take part in training; of the split `test`, all.
 LEARNED = {"train": 160, "validation": 40}
 #: `speaker` is trained to tell voices apart.
 ENCODERS = {"text": None, "image": "mobilenet_v2", "audio": "speaker"}
 #: A higher rate than usual, since there are few steps.
 TRAINING = {
-    "epochs": 6,
+    "epochs": 3,
     "projector_epochs": 4,
     "learning_rate": 1e-3,
     "projector_learning_rate": 2e-3,
     "batch_size": 8,
-    "patience": 3,
     "precision": "fp32",
 }
 
@@ -92,7 +89,7 @@ def run_instruct_demo(*, data_dir: Path | None, output_dir: Path, keep: bool, as
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way to end it stops the stack
     sample = Sample.read()
     items = questions(sample)
-    archive = write_archive(items, sample, output_dir / "questions.tar")
+    archive = sample.write(items, output_dir / "questions.tar")
     with data_folder(data_dir) as folder:
         with running_stack(folder, console, times, {"text": 0, "generate": 1}) as url, Client(url) as client:
             tuned = _tune(client, archive, items, sample, output_dir, console, times)
@@ -126,20 +123,6 @@ def questions(sample: Sample) -> list[dict[str, Any]]:
 def _answer(item: Mapping[str, Any]) -> str:
     variant = item["metadata"]["voice"].partition("+")[2]
     return f"{SHOWN[item['label']]}, {SPEAKERS[variant[0]]}"
-
-
-def write_archive(items: Sequence[Mapping[str, Any]], sample: Sample, path: Path) -> Path:
-    """Writes the items with their pictures and sounds as a tar that a job takes."""
-    manifest = "".join(json.dumps(item) + "\n" for item in items).encode()
-    files = {"manifest.jsonl": manifest}
-    for item in items:
-        files |= {item["image"]: sample.pictures[item["id"]], item["audio"]: sample.sounds[item["id"]]}
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, BytesIO(content))
-    return path
 
 
 def _tune(
@@ -193,7 +176,7 @@ def _chat(client: Client, tuned: Tuned, sample: Sample, console: Console, times:
             max_completion_tokens=24,
             temperature=0,
             stop="\n",
-            timeout_seconds=120,
+            timeout_seconds=60,
         )
         said = (answer.choices[0].message.content or "").strip()
         seconds = time.perf_counter() - began

@@ -12,7 +12,6 @@ from shared.queues import Modality
 if TYPE_CHECKING:
     from services.client.demo.instruct import Tuned
 
-_ANSWERS = 8
 _MODELS = {"base": "before", "tuned": "tuned", "without_media": "tuned, without picture and voice"}
 
 #: What has to be known to read the scores.
@@ -23,11 +22,12 @@ SCORES_NOTE = (
 
 
 def answers_table(tuned: "Tuned", names: Mapping[str, str]) -> Table:
-    """The first test items: what was to be answered, and what was."""
-    table = Table(title="What it answers about test items", box=box.SIMPLE_HEAD, title_justify="left")
+    """The first test item of each right answer: what was to be answered, and what was."""
+    table = Table(title="What it answers about test items", box=box.SIMPLE_HEAD, title_justify="left", expand=True)
     for column in ("emoji", "right would be", "it said before", "it says now"):
-        table.add_column(column, overflow="ellipsis", no_wrap=column == "it said before", max_width=32)
-    for one in tuned.answers[:_ANSWERS]:
+        table.add_column(column, ratio=1, overflow="ellipsis", no_wrap=True)
+    first = {one.wanted: one for one in reversed(tuned.answers)}
+    for _, one in sorted(first.items()):
         said = (Text(said or "(nothing)", "green" if said == one.wanted else "red") for said in (one.base, one.tuned))
         table.add_row(names[one.id], one.wanted, *said)
     return table

@@ -3,7 +3,9 @@
 import base64
 import json
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,22 @@ class Sample:
             {item["id"]: files[item[name]] for item in items if name in item} for name in ("image", "audio")
         )
         return cls(items, pictures, sounds)
+
+    def write(self, items: Sequence[Mapping[str, Any]], path: Path) -> Path:
+        """Writes some of the items, or others made of them, with their pictures and sounds as a tar for a job."""
+        files = {"manifest.jsonl": "".join(json.dumps(item) + "\n" for item in items).encode()}
+        for item in items:
+            files |= {item[m]: media[item["id"]] for m, media in self._media.items() if m in item}
+        with tarfile.open(path, "w") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, BytesIO(content))
+        return path
+
+    @property
+    def _media(self) -> dict[str, dict[str, bytes]]:
+        return {"image": self.pictures, "audio": self.sounds}
 
     @property
     def texts(self) -> dict[str, str]:

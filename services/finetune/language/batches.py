@@ -21,6 +21,25 @@ def plan_steps(tokens: Sequence[int], training: LanguageTraining, rng: np.random
     return [passes[first : first + size] for first in range(0, len(passes), size)]
 
 
+def share_of(
+    passes: Sequence[Rows], tokens: Sequence[int], training: LanguageTraining, rank: int, world_size: int
+) -> list[Rows]:
+    """What one of several processes does of a step: every n-th example of each pass, in as few passes as hold them."""
+    share: list[Rows] = []
+    for rows in passes:
+        mine = rows[rank::world_size]
+        if share and _fits([*share[-1], *mine], tokens, training):
+            share[-1] = [*share[-1], *mine]
+        elif mine:
+            share.append(mine)
+    return share
+
+
+def _fits(rows: Rows, tokens: Sequence[int], training: LanguageTraining) -> bool:
+    packed = sum(tokens[row] for row in rows) if training.packing else 0
+    return len(rows) <= training.batch_size and packed <= training.max_length
+
+
 def pack(tokens: Sequence[int], room: int, most: int, rng: np.random.Generator) -> list[Rows]:
     """Rows of at most `room` tokens and `most` examples: in a random order, each into the first row that has room."""
     rows: list[Rows] = []

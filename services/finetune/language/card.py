@@ -1,5 +1,6 @@
 """The model card of a tuned language model: what it learned from, and its answers beside those of the base model."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,9 +70,15 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 
 
 def _samples(examples: Sequence[Example], base: Sequence[str], tuned: Sequence[str]) -> str:
+    """The first of each right answer, then the second of each, and so on: nobody picked them."""
+    met, turns = Counter[str](), []
+    for example in examples:
+        turns.append(met[example.answer])
+        met[example.answer] += 1
+    shown = sorted(range(len(examples)), key=turns.__getitem__)[:_SAMPLES]
     rows = [
-        tuple(text[:_CHARACTERS] for text in (question_text(e), e.answer, before, after))
-        for e, before, after in list(zip(examples, base, tuned, strict=True))[:_SAMPLES]
+        tuple(text[:_CHARACTERS] for text in (question_text(examples[i]), examples[i].answer, base[i], tuned[i]))
+        for i in shown
     ]
     return "## Samples\n\n" + table(["question", "answer", "base model", "tuned model"], rows)
 
@@ -93,8 +100,9 @@ def _making(metrics: Mapping[str, Any]) -> str:
     columns = ["epoch", "phase", "training loss", "validation loss"]
     rows = [(e["epoch"], e["model"], e["train_loss"], e["validation_loss"]) for e in metrics["curve"]]
     return (
-        f"## How it was made\n\nSeed {metrics['seed']}, {metrics['threads']} threads on {metrics['device']}, weights "
-        f"in {metrics['dtype']}. {cost['trained_parameters']:,} of {cost['parameters']:,} parameters were trained, in "
+        f"## How it was made\n\nSeed {metrics['seed']}, processes: {metrics['processes']}, threads of each: "
+        f"{metrics['threads']}, on {metrics['device']}, weights in {metrics['dtype']}. "
+        f"{cost['trained_parameters']:,} of {cost['parameters']:,} parameters were trained, in "
         f"{cost['training_seconds']:.1f} s, {cost['tokens_per_second']:.0f} tokens a second. {versions}.\n\n"
         f"{table(columns, rows)}"
     )

@@ -1,4 +1,7 @@
-"""Training what was put onto a language model: steps, early stopping, and checkpoints from which it goes on exactly."""
+"""Training what was put onto a language model: steps, early stopping, and checkpoints from which it goes on exactly.
+
+Several processes may do so together: each takes its share of every step, and after each all have the same weights.
+"""
 
 import math
 import time
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from services.finetune.language.batches import Rows, plan_steps
+from services.finetune.language.batches import Rows, plan_steps, share_of
 from services.finetune.language.dry_run import Prepared
 from services.finetune.training import rate_factor
 from shared.errors import JobError
@@ -19,11 +22,12 @@ from shared.ml.checkpoints import pack, prefixed, unpack, without_prefix
 from shared.ml.encoders.batching import is_out_of_memory, plan_batches
 from shared.ml.language.conversations import IGNORED
 from shared.ml.language.tuned import TunedLanguageModel
+from shared.ml.process_group import ProcessGroup, add_up, add_up_gradients
 from shared.ml.repeatable import derived_seed, generator
 from shared.worker.progress import Progress
 
-#: Name of the checkpoint; it is written when the last one is this old.
-RUNNING, CHECKPOINT_SECONDS = "language", 20.0
+#: Name of the checkpoint.
+RUNNING = "language"
 
 #: Usual learning rates; soft prompts need larger ones (Lester et al. 2021).
 _RATES = {Adapter.LORA: 2e-4, Adapter.PROMPT: 3e-2, Adapter.P_TUNING: 1e-3, Adapter.PREFIX: 1e-2, Adapter.NONE: 1e-3}
@@ -69,20 +73,26 @@ class LanguageTrainer:
         progress: Progress,
         train: Prepared,
         validation: Prepared,
+        group: ProcessGroup,
     ):
-        self._model, self._training, self._progress = model, training, progress
+        self._model, self._training, self._progress, self._group = model, training, progress, group
         self._train, self._validation = train, validation
         self._at_once = model.rows_together(training.max_length, training.batch_size)
         self._parameters = _trained(model)
         self._best: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self.seconds, self.tokens = 0.0, 0
-        self._saved = time.monotonic()
 
     @property
     def trained_parameters(self) -> int:
         """How many numbers are learned."""
         return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the history says of the epoch whose weights are kept."""
+        last = [entry for entry in self.history if entry["model"] == self.history[-1]["model"]]
+        return min(last, key=lambda entry: float(entry["validation_loss"]))
 
     def run(self) -> None:
         """Raises what `progress.check` raises, and JobError (`training_diverged`, `out_of_memory`)."""
@@ -108,15 +118,18 @@ class LanguageTrainer:
     def _epoch(self, phase: Phase, state: _State, optimizer: torch.optim.Optimizer) -> None:
         training, number = self._training, state.epoch + 1
         train = self._train if phase.everything else self._train.with_media()
+        sizes = train.tokens
         # All that is random follows from the numbers of epoch and step: it can go on in the middle of one.
         rng = generator(training.seed, phase.name, number)
-        steps = plan_steps(train.tokens, training, rng)
+        steps = plan_steps(sizes, training, rng)
         self._model.train()
         for step in range(state.step, len(steps)):
-            torch.manual_seed(derived_seed(training.seed, phase.name, number, step))
+            torch.manual_seed(derived_seed(training.seed, phase.name, number, step, self._group.rank))
             factor = rate_factor(state.epoch * len(steps) + step, phase.epochs * len(steps), training)
-            begun, tokens = time.monotonic(), sum(train.tokens[row] for rows in steps[step] for row in rows)
-            loss, learned = self._step(train, steps[step], optimizer, factor)
+            begun, tokens = time.monotonic(), sum(sizes[row] for rows in steps[step] for row in rows)
+            share = share_of(steps[step], sizes, training, self._group.rank, self._group.world_size)
+            learned = sum(_learned(train, rows) for rows in steps[step])
+            loss = self._step(train, share, learned, optimizer, factor)
             seconds = time.monotonic() - begun
             state.summed, state.learned, state.step = state.summed + loss, state.learned + learned, step + 1
             self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
@@ -124,7 +137,7 @@ class LanguageTrainer:
                 "batch", model=phase.name, epoch=number, step=step + 1, steps=len(steps), loss=loss / learned,
                 tokens_per_second=tokens / max(seconds, 1e-9),
             )  # fmt: skip
-            if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            if self._progress.is_due():
                 self._save(state, optimizer)
         last = rate_factor(number * len(steps) - 1, phase.epochs * len(steps), training)
         self._end_of_epoch(phase, state, optimizer.param_groups[0]["peak"] * last)
@@ -133,9 +146,11 @@ class LanguageTrainer:
         loss = self.validation_loss()
         _require_number(loss)
         state.epoch += 1
+        steps = state.step + (self.history[-1]["steps"] if self.history else 0)
         entry = {
-            "model": phase.name, "epoch": len(self.history) + 1, "train_loss": state.summed / state.learned,
-            "validation_loss": loss, "learning_rate": rate, "tokens_per_second": self.tokens / self.seconds,
+            "model": phase.name, "epoch": len(self.history) + 1, "steps": steps,
+            "train_loss": state.summed / state.learned, "validation_loss": loss, "learning_rate": rate,
+            "tokens_per_second": self.tokens / self.seconds,
         }  # fmt: skip
         self.history.append(entry)
         self._progress.report("epoch", **as_json(entry))
@@ -145,23 +160,24 @@ class LanguageTrainer:
         state.step, state.summed, state.learned = 0, 0.0, 0
 
     def _step(
-        self, train: Prepared, passes: Sequence[Rows], optimizer: torch.optim.Optimizer, factor: float
-    ) -> tuple[float, int]:
-        """One step of the optimiser: the mean over the tokens that are learned in all its passes."""
+        self, train: Prepared, passes: Sequence[Rows], learned: int, optimizer: torch.optim.Optimizer, factor: float
+    ) -> float:
+        """One step of the optimiser, of which this process does these passes: the mean over the tokens that all learn
+        in it. Returns the sum."""
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         optimizer.zero_grad()
-        learned = sum(_learned(train, rows) for rows in passes)
         total = 0.0
         for rows in passes:
             for first in range(0, len(rows), self._at_once):
                 self._progress.check()
                 total += self._backward(train, rows[first : first + self._at_once], learned)
-        _require_number(total)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        total = add_up_gradients(self._group, parameters, total)
+        _require_number(total)
         nn.utils.clip_grad_norm_(parameters, self._training.gradient_clip)
         optimizer.step()
-        return total, learned
+        return total
 
     def _backward(self, train: Prepared, rows: Rows, learned: int) -> float:
         try:
@@ -186,11 +202,13 @@ class LanguageTrainer:
         """Mean −log p of a token of the answers of validation items."""
         part, total = self._validation, 0.0
         self._model.train(mode=False)
+        mine, sizes = range(self._group.rank, len(part), self._group.world_size), part.tokens
         most = self._at_once * self._training.max_length
         with torch.inference_mode():
-            for rows in plan_batches(part.tokens, max_cost=most, max_items=self._at_once):
+            for places in plan_batches([sizes[row] for row in mine], max_cost=most, max_items=self._at_once):
                 self._progress.check()
-                total += float(self._loss(part, rows))
+                total += float(self._loss(part, [mine[place] for place in places]))
+        [total] = add_up(self._group, [total], self._model.base.device)
         return total / _learned(part, range(len(part)))
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
@@ -214,7 +232,6 @@ class LanguageTrainer:
             tensors |= prefixed(f"optimizer.{place}.", values)
         facts = {"state": vars(state), "history": self.history, "seconds": self.seconds, "tokens": self.tokens}
         self._progress.save(RUNNING, pack({name: t.detach() for name, t in tensors.items()}, facts))
-        self._saved = time.monotonic()
 
     def _restore(self, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> _State:
         self._put(without_prefix("now.", tensors))

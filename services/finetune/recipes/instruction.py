@@ -65,14 +65,15 @@ def tune_language_model(
     *,
     start: Mapping[str, bytes] | None = None,
     encoders: Mapping[str, str] | None = None,
-) -> Outcome:
+) -> Outcome | None:
     """A tuned model, and what it is worth beside its base on the same items. `start`: the files of a tuned model whose
-    training goes on. `encoders`: the ids of those whose vectors are in the data, by modality.
+    training goes on. `encoders`: the ids of those whose vectors are in the data, by modality. Of several processes that
+    train together the first has this to say; the others return None.
 
-    The same data, request and number of threads give the same model bit by bit on a CPU, however often the run was
-    stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
+    The same data, request and numbers of threads and processes give the same model bit by bit on a CPU, however often
+    the run was stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
     """
-    training, progress = request.training, outside.progress
+    training, progress, group = request.training, outside.progress, outside.group
     prompt = request.prompt if isinstance(request.prompt, PromptTemplate) else PromptTemplate()
     with repeatable(outside.device, _many(base)):
         examples = make_examples(data, prompt)
@@ -95,9 +96,12 @@ def tune_language_model(
             for part, facts in run.read.items():
                 progress.report("dry_run", part=part, **facts)
             trainer = LanguageTrainer(
-                model, training, progress, run.parts[Split.TRAIN], run.parts[Split.VALIDATION]
-            )  # fmt: skip
+                model, training, progress, run.parts[Split.TRAIN], run.parts[Split.VALIDATION], group
+            )
             trainer.run()
+            group.leave()
+            if group.rank:
+                return None
             judge = _judge(run, model)
             plain = TunedLanguageModel.plain(base, sees=model.config.image_encoder is not None)
             compared = compare(judge, plain, model, progress)
@@ -171,9 +175,6 @@ def _check_packing(base: LanguageModel, training: LanguageTraining) -> None:
             "other: leave out training.packing."
         )
         raise JobError(message, code="unsuitable_option", param="training.packing")
-    if training.packing and training.adapter in (Adapter.PROMPT, Adapter.P_TUNING, Adapter.PREFIX):
-        message = "A soft prompt stands before each conversation: leave out training.packing, or train with LoRA."
-        raise JobError(message, code="unsuitable_option", param="training.packing")
 
 
 def _vectors(examples: Sequence[Example]) -> dict[Modality, Any]:
@@ -239,6 +240,7 @@ def _facts(
         "adapter": run.training.adapter.value,
         "seed": run.training.seed,
         "threads": torch.get_num_threads(),
+        "processes": outside.group.world_size,
         "device": str(outside.device),
         "dtype": str(base.dtype).removeprefix("torch."),
         "versions": versions(),
@@ -250,6 +252,9 @@ def _facts(
         "dry_run": run.read,
         "main_score": judge.main_score,
         "curve": trainer.history,
+        "steps": trainer.kept["steps"],
+        "validation_loss": trainer.kept["validation_loss"],
+        "trained_tokens": trainer.tokens,
         "complexity": {
             "parameters": _many(model.base),
             "trained_parameters": trainer.trained_parameters,

@@ -162,3 +162,16 @@ def test_a_language_model_is_asked(client: httpx.Client, services: Services, poo
     again = {**body, "prompts": None, "language_model": model["id"]}
     asked = client.get(f"/v1/models/{run(client, services, pools, again)['models'][0]}").json()
     assert "adapter_model.safetensors" in asked["files"]  # the tuned one is asked, and kept as a whole
+
+
+def test_options_that_do_not_go_together_are_refused(client: httpx.Client) -> None:
+    """At the door, naming what to change."""
+    asked = {
+        "type": "fine_tune", "method": "instruction", "language_model": "tiny-llama",
+        "items": [{"id": "a", "text": "x", "label": "y"}], "training": {"adapter": "prefix", "packing": True},
+    }  # fmt: skip
+    answer = client.post("/v1/jobs", json=asked)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "training")
+    assert "packing" in error["message"]
