@@ -15,7 +15,9 @@ from shared.errors import InvalidRequestError
 from shared.fine_tuning import TrainEncoder
 from shared.queues import Modality
 
-Loader = Literal["transformers", "torchvision", "mfcc_stats", "speaker", "word2vec", "log_mel_cnn", "hashing"]
+Loader = Literal[
+    "transformers", "vision_tokens", "torchvision", "mfcc_stats", "speaker", "word2vec", "log_mel_cnn", "hashing"
+]  # fmt: skip
 
 #: How a fine_tune job can train the encoders of a loader (a border: those of pictures); others stay as they are.
 TRAINING: Mapping[str, frozenset[TrainEncoder]] = {
@@ -36,7 +38,7 @@ class EncoderSpec(BaseModel):
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
     modality: Modality
-    dimension: int = Field(gt=0, le=65536)
+    dimension: int = Field(gt=0, le=4_194_304)
     loader: Loader
     source: str = ""
     revision: str | None = None

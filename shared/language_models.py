@@ -6,9 +6,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from shared.errors import InvalidRequestError
 
@@ -18,8 +18,9 @@ DEFAULT_LANGUAGE_MODEL = "gemma3-270m"
 class LanguageModelSpec(BaseModel):
     """One pretrained language model.
 
-    `source`: a Hugging Face id, a local path, or `package:NAME`. `revision` pins a hub version. `options` are the
-    loader's own.
+    `source`: a Hugging Face id, a local path, or `package:NAME`. `revision` pins a hub version. `image_encoder`, of the
+    loader `image_text_to_text`: the encoder that is this model's own vision tower (loader `vision_tokens`, of the same
+    source). `options` are the loader's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,9 +29,16 @@ class LanguageModelSpec(BaseModel):
     loader: Literal["transformers", "gguf", "image_text_to_text"]
     source: str
     revision: str | None = None
+    image_encoder: str | None = None
     licence: str = "unknown"
     description: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_a_vision_tower(self) -> Self:
+        if self.image_encoder is not None and self.loader != "image_text_to_text":
+            raise ValueError("image_encoder is for the loader image_text_to_text")
+        return self
 
 
 LanguageModels = Mapping[str, LanguageModelSpec]

@@ -81,7 +81,11 @@ class LanguageTraining(Strict):
 class LanguageSource(JobOptions, FeatureSource):
     """Items for a language model, which reads their text itself: only pictures and sounds are encoded."""
 
-    encoders: Encoders = Field(default_factory=lambda: Encoders(text=None))
+    encoders: Encoders = Field(
+        default_factory=lambda: Encoders(text=None),
+        description="of pictures and sounds. `image` left out: a language model that reads pictures itself does so "
+        "with its own vision tower, and a tuned one as in its training",
+    )
     prompt: PromptTemplate | str | None = Field(
         None, description="how an item without messages is put to the model: a template, or the id of a stored prompt"
     )

@@ -14,6 +14,7 @@ from services.finetune.data import Dataset, read_parts
 from services.finetune.language.data import Conversations, read_conversations
 from services.finetune.prompting.pretrained import pretrained
 from services.finetune.recipes import Outcome, fine_tune
+from services.finetune.recipes.instruction import sees
 from services.finetune.tuning import Tuning, load_base, tune
 from shared.errors import InvalidRequestError, JobError
 from shared.ids import new_id
@@ -90,13 +91,15 @@ class FineTune:
         """The one that a prompt is put to, as it is."""
         spec, files = self._named(lease, control)
         base = load_base(spec, request, self._context.settings.worker)
-        return TunedLanguageModel.plain(base) if files is None else TunedLanguageModel.load(files, base)
+        if files is not None:
+            return TunedLanguageModel.load(files, base)
+        return TunedLanguageModel.plain(base, sees=sees(base, encoder_ids(lease.schema)))
 
     def _tuning(
         self, lease: Lease, request: InstructionRequest | PromptRequest, data: Conversations, control: Control
     ) -> Tuning:
         spec, start = self._named(lease, control)
-        return Tuning(data, request, spec, start)
+        return Tuning(data, request, spec, start, encoder_ids(lease.schema))
 
     def _named(self, lease: Lease, control: Control) -> tuple[LanguageModelSpec, dict[str, bytes] | None]:
         """The base model that a request asks for, and the files of the tuned one if it names one."""

@@ -29,19 +29,22 @@ _TUNING, _SETTINGS, _OUTCOME = 0, 1, "outcome"
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is to be done. `spec` is the base model, `start` the files of a tuned one whose training goes on."""
+    """What is to be done. `spec` is the base model, `start` the files of a tuned one whose training goes on;
+    `encoders`, ids by modality, made the vectors in the data."""
 
     data: Conversations
     request: InstructionRequest | PromptRequest
     spec: LanguageModelSpec
     start: dict[str, bytes] | None
+    encoders: dict[str, str]
 
     def run(self, worker: WorkerSettings, progress: Progress, group: ProcessGroup) -> Outcome | None:
         """See tune_language_model."""
         progress.report("step", doing=f"loading {self.spec.id}")
         base = load_base(self.spec, self.request, worker, group.rank if group.world_size > 1 else None)
+        outside = Outside(progress, base.device, group)
         return tune_language_model(
-            self.data, self.request, base, Outside(progress, base.device, group), start=self.start
+            self.data, self.request, base, outside, start=self.start, encoders=self.encoders
         )  # fmt: skip
 
 

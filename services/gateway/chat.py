@@ -21,6 +21,9 @@ from shared.predictions import MOST_ITEMS
 from shared.queues import Modality
 from shared.settings import Limits
 
+#: What the vectors of one conversation's pictures and sounds may take: image tokens of a large model are megabytes.
+VECTOR_BYTES = 64 * 1024**2
+
 #: What is wrong with a conversation and not with a worker, though only the worker, which has the tokenizer, can tell.
 _CALLERS = {
     "context_length_exceeded": ContextLengthError,
@@ -78,8 +81,15 @@ def _look_up(
 
 
 def _check_size(payload: GenerateItems, limits: Limits) -> None:
+    vectors = sum(len(rows.data) for rows in payload.media)
+    if vectors > VECTOR_BYTES:
+        message = (
+            f"The pictures and sounds in the messages take {vectors} bytes as this model reads them; {VECTOR_BYTES} "
+            "are allowed. Send fewer."
+        )
+        raise TooLargeError(message, param="messages")
     try:
-        size = len(payload.model_dump_json())
+        size = len(payload.model_dump_json()) - vectors
     except PydanticSerializationError as error:
         message = "The messages hold text that is not valid Unicode (half of a surrogate pair)."
         raise InvalidRequestError(message, code="invalid_unicode", param="messages") from error

@@ -13,7 +13,7 @@ from shared.jobs import registry, repository
 from shared.jobs.encoders import MODEL, encoder_ids, fitted_encoder
 from shared.jobs.models import INDEX_DIMENSION, Model
 from shared.jobs.prompts import find_prompt
-from shared.language_models import LanguageModels, find_language_model
+from shared.language_models import LanguageModels, LanguageModelSpec, find_language_model
 from shared.language_tuning import InstructionRequest, LanguageSource, PromptRequest
 from shared.preprocessing import Preprocessing
 from shared.prompts import PromptTemplate
@@ -26,19 +26,22 @@ _PREDICT = frozenset({"classifier", "regressor"})
 _FUSE = _PREDICT | {"align"}
 
 
-def settle(session: Session, tenant: str, request: JobRequest, language_models: LanguageModels) -> JobRequest:
-    """The request with what its model decides: items are encoded as those were that the model was trained on; with
-    prompts in the place of their ids.
+def settle(
+    session: Session, tenant: str, request: JobRequest, language_models: LanguageModels, catalog: Catalog
+) -> JobRequest:
+    """The request with what its model decides: items are encoded as those were that the model was trained on, or, by a
+    language model's own vision tower, as it sees them; with prompts in the place of their ids.
 
     Raises NotFoundError (`model_not_found`, `features_not_found`, `prompt_not_found`), ConflictError,
-    InvalidRequestError (`unsuitable_model`, `unsuitable_features`).
+    InvalidRequestError (`unsuitable_model`, `unsuitable_features`, `unknown_encoder`, `unsuitable_encoder`).
     """
     features = getattr(request, "features", None)
     source = None if features is None else repository.find_features(session, tenant, features)
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
     if isinstance(request, InstructionRequest | PromptRequest):
-        return request.model_copy(update=_prompts_of(session, tenant, request))
+        changed = _prompts_of(session, tenant, request) | _eyes_of(session, tenant, request, language_models, catalog)
+        return request.model_copy(update=changed)
     if not isinstance(request, PredictRequest | IndexRequest):
         return request
     if isinstance(request, IndexRequest):
@@ -49,7 +52,10 @@ def settle(session: Session, tenant: str, request: JobRequest, language_models: 
         return request.model_copy(update=_encoding(model, request))
     if request.model in language_models:
         _check_encoding(request)
-        return request.model_copy(update={"generates": True, "encoders": Encoders(text=None, image=None, audio=None)})
+        own = own_encoder(language_models[request.model], catalog)
+        if source is not None and own is not None:
+            _check_vectors({Modality.IMAGE: own}, source.schema)
+        return request.model_copy(update={"generates": True, "encoders": Encoders(text=None, image=own, audio=None)})
     model = registry.find_model(session, tenant, request.model)
     generates = model.kind in LANGUAGE_METHODS
     if not generates:
@@ -103,7 +109,8 @@ def find_speaker(
     Raises NotFoundError (`model_not_found`), InvalidRequestError (`unsuitable_model`, `unknown_encoder`).
     """
     if id in language_models:
-        return Speaker(id, {}, {})
+        own = own_encoder(language_models[id], catalog)
+        return Speaker(id, {} if own is None else {Modality.IMAGE: own}, {})
     if id not in catalog and not id.startswith(MODEL):
         message = f"There is no model {id!r}; `GET /v1/models` lists those that there are."
         raise NotFoundError(message, code="model_not_found", param="model")
@@ -127,6 +134,55 @@ def check_language_model(session: Session, tenant: str, models: LanguageModels, 
     if model.kind not in LANGUAGE_METHODS:
         message = f"The model {model.id!r} is a {model.kind}, not a language model."
         raise InvalidRequestError(message, code="unsuitable_model", param="language_model")
+
+
+def own_encoder(spec: LanguageModelSpec, catalog: Catalog) -> str | None:
+    """The encoder that is a language model's own vision tower, if it has one.
+
+    Raises InvalidRequestError (`unknown_encoder`, `unsuitable_encoder`) if the catalogue's is not that.
+    """
+    if spec.image_encoder is None:
+        return None
+    encoder = catalog.get(spec.image_encoder)
+    if encoder is None:
+        message = (
+            f"The language model {spec.id} reads pictures by the encoder {spec.image_encoder}, which the catalogue "
+            "does not have: add it to the encoders file."
+        )
+        raise InvalidRequestError(message, code="unknown_encoder", param="encoders.image")
+    if (encoder.loader, encoder.source, encoder.revision) != ("vision_tokens", spec.source, spec.revision):
+        message = (
+            f"The encoder {encoder.id} is not the vision tower of the language model {spec.id}: in the encoders file "
+            "give it the loader vision_tokens, and source and revision of that model."
+        )
+        raise InvalidRequestError(message, code="unsuitable_encoder", param="encoders.image")
+    return encoder.id
+
+
+def _eyes_of(
+    session: Session,
+    tenant: str,
+    request: InstructionRequest | PromptRequest,
+    language_models: LanguageModels,
+    catalog: Catalog,
+) -> dict[str, Any]:
+    """The encoder of pictures, unless the request names one: of a language model that reads them itself its own, of a
+    tuned one that whose pictures it was trained on."""
+    named = request.language_model
+    if named is None or request.features is not None or "image" in _named(request):
+        return {}
+    own = None
+    if named in language_models:
+        own = own_encoder(language_models[named], catalog)
+    elif named.startswith(MODEL):
+        model = registry.find_model(session, tenant, named, param="language_model")
+        own = model.spec["fine_tuned"]["encoders"].get(Modality.IMAGE)
+    return {} if own is None else {"encoders": request.encoders.model_copy(update={"image": own})}
+
+
+def _named(request: ItemSource) -> set[str]:
+    """The modalities whose encoder the request itself says."""
+    return request.encoders.model_fields_set if "encoders" in request.model_fields_set else set()
 
 
 def find_encoders(model: Model, catalog: Catalog) -> dict[Modality, str]:
@@ -228,7 +284,19 @@ def _check_fit(model: Model, schema: dict[str, Any], *, reads_text: bool) -> Non
     """The feature set must hold the vectors of the model's encoders, for at least one of its modalities, unless the
     model reads the text itself."""
     needed = model.spec["fine_tuned"]["encoders"]
+    if not (reads_text or needed.keys() & encoder_ids(schema).keys()):
+        raise _unfit(needed, schema)
+    _check_vectors(needed, schema)
+
+
+def _check_vectors(needed: Mapping[str, str], schema: dict[str, Any]) -> None:
+    """What the feature set holds of these modalities must be vectors of these encoders."""
     held = encoder_ids(schema)
-    if not (reads_text or needed.keys() & held.keys()) or any(held[m] != id for m, id in needed.items() if m in held):
-        message = f"The feature set was made with the encoders {held}; the model takes {needed}."
-        raise InvalidRequestError(message, code="unsuitable_features", param="features")
+    if any(held[m] != id for m, id in needed.items() if m in held):
+        raise _unfit(needed, schema)
+
+
+def _unfit(needed: Mapping[str, str], schema: dict[str, Any]) -> InvalidRequestError:
+    takes = {str(modality): id for modality, id in needed.items()}
+    message = f"The feature set was made with the encoders {encoder_ids(schema)}; the model takes {takes}."
+    return InvalidRequestError(message, code="unsuitable_features", param="features")

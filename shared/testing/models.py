@@ -127,9 +127,13 @@ def tune_language_model(
     *,
     labels: Sequence[str] = (),
     prompt: PromptTemplate | None = None,
+    image_encoder: str | None = None,
     seed: int = 0,
 ) -> TunedLanguageModel:
-    """A LoRA adapter with random weights on a language model, and a projector for vectors of each of the dimensions."""
+    """A LoRA adapter with random weights on a language model, and a projector for vectors of each of the dimensions.
+
+    `image_encoder`: of a model that reads pictures itself, its own vision tower.
+    """
     torch.manual_seed(seed)
     adapter = PeftAdapter.new(base.model, LanguageTraining(lora_rank=2))
     with torch.no_grad():
@@ -140,7 +144,7 @@ def tune_language_model(
     }
     config = TunedConfig(
         language_model=base.spec.id, fingerprint=base.fingerprint, adapter=Adapter.LORA, projectors=projectors,
-        prompt=prompt, labels=list(labels),
+        prompt=prompt, labels=list(labels), image_encoder=image_encoder,
     )  # fmt: skip
     built = {m.value: Projector(p, base.embedding_norm) for m, p in projectors.items()}
     return TunedLanguageModel(base, config, adapter, built)

@@ -119,13 +119,9 @@ def tiny_clip(folder: Path) -> tuple[EncoderSpec, EncoderSpec]:
     return text, text.model_copy(update={"id": "tiny-clip-image", "modality": Modality.IMAGE})
 
 
-def tiny_language_model(folder: Path, kind: Literal["llama", "gemma3"] = "llama") -> LanguageModelSpec:
-    """A causal language model with random weights that reads bytes; its files are written into `folder`.
-
-    That of the kind `gemma3` has what Gemma has: scaled embeddings, few heads of keys, layers that look back 32 tokens.
-    """
+def byte_tokenizer(**options: Any) -> Any:
+    """transformers' fast tokenizer with a token for each byte, and `<pad>`, `<bos>`, `<eos>`; with its `options`."""
     make_torchvision_importable()
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     transformers: Any = importlib.import_module("transformers")
@@ -134,9 +130,21 @@ def tiny_language_model(folder: Path, kind: Literal["llama", "gemma3"] = "llama"
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+
+
+def tiny_language_model(folder: Path, kind: Literal["llama", "gemma3"] = "llama") -> LanguageModelSpec:
+    """A causal language model with random weights that reads bytes; its files are written into `folder`.
+
+    That of the kind `gemma3` has what Gemma has: scaled embeddings, few heads of keys, layers that look back 32 tokens.
+    """
+    tokenizer = byte_tokenizer()
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    tokenizer.save_pretrained(folder)
     sizes: dict[str, Any] = {
-        "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip

@@ -22,7 +22,6 @@ from shared.generation import Generation
 from shared.ml.language.choosing import label_probabilities
 from shared.ml.language.generate import Generated, Piece, Prompted, decode, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
-from shared.ml.language.soft_tokens import ProjectorConfig
 from shared.ml.language.tuned import TunedConfig, TunedLanguageModel
 from shared.prompts import PromptTemplate
 from shared.queues import Modality
@@ -114,9 +113,7 @@ def test_items_are_asked_their_own_messages_or_else_the_prompt() -> None:
     features = table(
         messages=pa.array([json.dumps(turns), None, None]), text=[None, "b", "c"], image_vector=image
     )  # fmt: skip
-    projector = ProjectorConfig(dimension=2, tokens=1, embedding=4, hidden=4)
-    config = TunedConfig(language_model="x", fingerprint="y", projectors={Modality.IMAGE: projector})
-    found = questions(features, config, PromptTemplate(template="{image}{audio}Of {text}?"))
+    found = questions(features, {Modality.IMAGE: 2}, PromptTemplate(template="{image}{audio}Of {text}?"))
     assert [[m.role for m in one.conversation] for one in found] == [["user"]] * 3
     assert [one.conversation[0].text for one in found] == ["Who?", "Of b?", "Of c?"]
     assert [markers(one.conversation) for one in found] == [["image"], [], ["image"]]

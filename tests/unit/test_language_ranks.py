@@ -55,7 +55,7 @@ def tuning(spec: LanguageModelSpec, **training: Any) -> Tuning:
     options = {"epochs": 2, "batch_size": 6, "gradient_accumulation": 2, "learning_rate": 0.005, "lora_dropout": 0.0}
     options |= {"max_length": 64, "max_new_tokens": 4, **training}
     asked = {"type": "fine_tune", "method": "instruction", "features": "job-x", "training": options}
-    return Tuning(pictures(), InstructionRequest.model_validate(asked), spec, None)
+    return Tuning(pictures(), InstructionRequest.model_validate(asked), spec, None, {})
 
 
 def run(work: Tuning, progress: Outside, processes: int) -> Outcome:

@@ -101,9 +101,9 @@ def _results(piece: Piece) -> list[Result]:
 
 def _check_media(model: TunedLanguageModel, media: Sequence[Media]) -> None:
     for one in media:
-        projector = model.config.projectors.get(one.modality)
+        dimension = model.dimensions.get(one.modality)
         given = 0 if one.vector is None else len(one.vector)
-        if projector is None or projector.dimension != given:
-            wants = "none" if projector is None else f"vectors of {projector.dimension} numbers"
+        if dimension != given:
+            wants = "none" if dimension is None else f"vectors of {dimension} numbers"
             message = f"Of {one.modality} the model takes {wants}, and was given {given} numbers."
             raise JobError(message, code="unsuitable_features")

@@ -78,7 +78,7 @@ class Generate:
         if model.config.by_likelihood:
             part.labels = model.config.labels
         drawn = generations(lease.request, tables[0])
-        for row, question in enumerate(questions(tables[0], model.config, prompt)):
+        for row, question in enumerate(questions(tables[0], model.dimensions, prompt)):
             control.check()
             prompted = Prompted(question.conversation, question.media, drawn[row])
             error = _error_of(model, prompted)

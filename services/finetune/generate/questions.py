@@ -1,7 +1,7 @@
 """What a language model is asked about the items of a feature set."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from shared.conversations import Message, markers
 from shared.ml.feature_parts import vectors_of
 from shared.ml.language.soft_tokens import Media
-from shared.ml.language.tuned import TunedConfig
 from shared.prompts import PromptTemplate
 from shared.queues import Modality
 
@@ -24,12 +23,15 @@ class Question:
     media: list[Media]
 
 
-def questions(table: pa.Table, config: TunedConfig, prompt: PromptTemplate) -> list[Question]:
-    """Of each row: its own messages, without the answer that they may end with, or else the prompt."""
+def questions(table: pa.Table, dimensions: Mapping[Modality, int], prompt: PromptTemplate) -> list[Question]:
+    """Of each row: its own messages, without the answer that they may end with, or else the prompt.
+
+    `dimensions`: of the vectors that the model takes.
+    """
     vectors: dict[Modality, NDArray[np.float32]] = {}
     present: dict[Modality, NDArray[np.bool_]] = {}
-    for modality, projector in config.projectors.items():
-        vectors[modality], present[modality] = vectors_of(table, modality, projector.dimension)
+    for modality, dimension in dimensions.items():
+        vectors[modality], present[modality] = vectors_of(table, modality, dimension)
     conversations: Sequence[str | None] = (
         table.column("messages").to_pylist() if "messages" in table.column_names else [None] * table.num_rows
     )

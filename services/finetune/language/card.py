@@ -7,6 +7,7 @@ from typing import Any
 from services.finetune.card import cell, data_section, table
 from services.finetune.language.data import Example
 from services.finetune.language.dry_run import question_text
+from shared.queues import Modality
 
 _NAMES = {
     "accuracy": "accuracy", "precision_macro": "precision (macro)", "recall_macro": "recall (macro)",
@@ -83,8 +84,10 @@ def _samples(examples: Sequence[Example], base: Sequence[str], tuned: Sequence[s
 
 
 def _usage(metrics: Mapping[str, Any]) -> str:
-    media = ", ".join(f"{m} ({d})" for m, d in metrics["dimensions"].items())
+    own = metrics["image_encoder"]
+    media = ", ".join(f"{m} ({d})" for m, d in metrics["dimensions"].items() if own is None or m != Modality.IMAGE)
     soft = f" Vectors of {media} become soft tokens through `projector.safetensors`." if media else ""
+    soft += f" It reads pictures itself, through its own vision tower ({own})." if own else ""
     return (
         "## Use\n\nAsk it by its id, in a `predict` job or as `model` of `/v1/chat/completions`. The adapter is in "
         f"PEFT's layout: `PeftModel.from_pretrained` reads it onto {metrics['language_model']}.{soft}"

@@ -12,24 +12,33 @@ from shared.conversations import MediaPart
 from shared.errors import JobError
 from shared.ml.language.conversations import IGNORED, Encoded
 from shared.ml.language.tuned import TunedLanguageModel
+from shared.queues import Modality
 
 _SHOWN, _CHARACTERS = 3, 2000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples and their tokens, answers included; those whose answer does not fit are not among them."""
+    """Examples and their tokens, answers included; those whose answer does not fit are not among them.
+
+    `projected`: what enters through a projector.
+    """
 
     examples: list[Example]
     encoded: list[Encoded]
+    projected: frozenset[Modality] = frozenset()
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def with_media(self) -> "Prepared":
-        """Those that have a picture or a sound to look at."""
-        rows = [i for i, e in enumerate(self.examples) if any(one.vector is not None for one in e.media)]
-        return Prepared([self.examples[i] for i in rows], [self.encoded[i] for i in rows])
+        """Those that have a picture or a sound from which a projector learns."""
+        rows = [
+            i
+            for i, e in enumerate(self.examples)
+            if any(one.vector is not None and one.modality in self.projected for one in e.media)
+        ]
+        return Prepared([self.examples[i] for i in rows], [self.encoded[i] for i in rows], self.projected)
 
     @property
     def tokens(self) -> list[int]:
@@ -49,7 +58,7 @@ def prepare(model: TunedLanguageModel, examples: Sequence[Example], max_length: 
             raise JobError(f"Item {example.id!r}: {error.message}", code=error.error_code, param="items") from error
         kept.append(example)
         encoded.append(one)
-    return Prepared(kept, encoded)
+    return Prepared(kept, encoded, frozenset(model.config.projectors))
 
 
 def dry_run(model: TunedLanguageModel, examples: Sequence[Example], prepared: Prepared) -> dict[str, Any]:

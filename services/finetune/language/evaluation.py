@@ -112,7 +112,7 @@ def compare(judge: Judge, base: TunedLanguageModel, tuned: TunedLanguageModel, p
     after = judge.answers(tuned, progress)
     right = {"base": judge.right(before), "tuned": judge.right(after)}
     scores: dict[str, Any] = {"test": judge.score(after), "base": judge.score(before)}
-    if tuned.projectors and any(one.vector is not None for e in judge.examples for one in e.media):
+    if any(one.vector is not None and one.modality in tuned.dimensions for e in judge.examples for one in e.media):
         blind = judge.answers(tuned, progress, blind=True)
         scores["without_media"] = judge.score(blind)
         right["without_media"] = judge.right(blind)

@@ -64,9 +64,11 @@ def tune_language_model(
     outside: Outside,
     *,
     start: Mapping[str, bytes] | None = None,
+    encoders: Mapping[str, str] | None = None,
 ) -> Outcome | None:
     """A tuned model, and what it is worth beside its base on the same items. `start`: the files of a tuned model whose
-    training goes on. Of several processes that train together the first has this to say; the others return None.
+    training goes on. `encoders`: the ids of those whose vectors are in the data, by modality. Of several processes that
+    train together the first has this to say; the others return None.
 
     The same data, request and numbers of threads and processes give the same model bit by bit on a CPU, however often
     the run was stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
@@ -80,7 +82,12 @@ def tune_language_model(
             raise JobError(message, code="too_few_items", param="items")
         parts = _divide(examples, request)
         train = [examples[row] for row in parts.train]
-        model = _model(base, train, training, prompt, classes_of(examples), start)
+        if start is None:
+            model = _new_model(base, train, training, sees=sees(base, encoders or {}))
+        else:
+            model = _begun_model(start, base, training)
+        facts = {"prompt": prompt, "labels": classes_of(examples), "max_length": training.max_length}
+        model.config = model.config.model_copy(update=facts)
         try:
             run = _prepare(model, examples, parts, request, prompt)
             for finding in run.findings:
@@ -96,7 +103,8 @@ def tune_language_model(
             if group.rank:
                 return None
             judge = _judge(run, model)
-            compared = compare(judge, TunedLanguageModel.plain(base), model, progress)
+            plain = TunedLanguageModel.plain(base, sees=model.config.image_encoder is not None)
+            compared = compare(judge, plain, model, progress)
             metrics = as_json(_facts(run, request, model, trainer, judge, outside) | compared.scores)
             progress.report("step", doing="writing the model")
             return Outcome(_files(model, metrics, judge, compared, trainer), metrics, _spec(metrics, run))
@@ -116,26 +124,30 @@ def _divide(examples: Sequence[Example], request: TuningRequest) -> Parts:
     return divide([example.split for example in examples], mask, request.splitting, rng)
 
 
-def _model(
-    base: LanguageModel,
-    train: Sequence[Example],
-    training: LanguageTraining,
-    prompt: PromptTemplate,
-    classes: list[str],
-    start: Mapping[str, bytes] | None,
+def sees(base: LanguageModel, encoders: Mapping[str, str]) -> bool:
+    """Whether pictures that these encoders (ids by modality) have seen are image tokens of the base model itself."""
+    own = base.spec.image_encoder
+    return own is not None and encoders.get(Modality.IMAGE) == own
+
+
+def _begun_model(start: Mapping[str, bytes], base: LanguageModel, training: LanguageTraining) -> TunedLanguageModel:
+    """With the adapter and projectors that it starts with."""
+    _check_packing(base, training)
+    model = TunedLanguageModel.load(start, base)
+    if model.config.adapter is not training.adapter:
+        model.close()
+        message = f"The model that is to go on has the adapter {model.config.adapter}; ask for that one."
+        raise JobError(message, code="unsuitable_adapter", param="training.adapter")
+    return model
+
+
+def _new_model(
+    base: LanguageModel, train: Sequence[Example], training: LanguageTraining, *, sees: bool
 ) -> TunedLanguageModel:
-    """With new adapter and projectors, or those that it starts with."""
+    """With new adapter and projectors; the pictures of a base model that `sees` need none."""
+    _check_packing(base, training)
     torch.manual_seed(derived_seed(training.seed, "weights"))
-    vectors = _vectors(train)
-    facts = {"prompt": prompt, "labels": classes, "max_length": training.max_length}
-    if start is not None:
-        model = TunedLanguageModel.load(start, base)
-        if model.config.adapter is not training.adapter:
-            model.close()
-            message = f"The model that is to go on has the adapter {model.config.adapter}; ask for that one."
-            raise JobError(message, code="unsuitable_adapter", param="training.adapter")
-        model.config = model.config.model_copy(update=facts)
-        return model
+    vectors = {m: rows for m, rows in _vectors(train).items() if not (sees and m is Modality.IMAGE)}
     configs = {
         m: ProjectorConfig(
             dimension=rows.shape[1], tokens=training.projector_tokens, embedding=base.hidden, hidden=base.hidden
@@ -146,13 +158,23 @@ def _model(
     for modality, rows in vectors.items():
         projectors[modality.value].fit(torch.from_numpy(rows))
     if training.adapter is Adapter.NONE and not projectors:
-        message = "Without an adapter only projectors are trained, and no training item has a picture or a sound."
+        message = "Without an adapter only projectors are trained, and no training item has what would enter by one."
         raise JobError(message, code="nothing_to_train", param="training.adapter")
     adapter = None if training.adapter is Adapter.NONE else PeftAdapter.new(base.model, training)
     config = TunedConfig(
-        language_model=base.spec.id, fingerprint=base.fingerprint, adapter=training.adapter, projectors=configs, **facts
-    )
+        language_model=base.spec.id, fingerprint=base.fingerprint, adapter=training.adapter, projectors=configs,
+        image_encoder=base.spec.image_encoder if sees else None,
+    )  # fmt: skip
     return TunedLanguageModel(base, config, adapter, projectors)
+
+
+def _check_packing(base: LanguageModel, training: LanguageTraining) -> None:
+    if training.packing and base.eyes is not None and base.eyes.is_marked:
+        message = (
+            f"Pictures of {base.spec.id} are told by token types, with which conversations in one row would see each "
+            "other: leave out training.packing."
+        )
+        raise JobError(message, code="unsuitable_option", param="training.packing")
 
 
 def _vectors(examples: Sequence[Example]) -> dict[Modality, Any]:
@@ -224,7 +246,8 @@ def _facts(
         "versions": versions(),
         "items": {part: len(rows) for part, rows in run.parts.items()},
         "evaluated_items": len(judge.examples),
-        "dimensions": {m.value: c.dimension for m, c in model.config.projectors.items()},
+        "dimensions": {m.value: dimension for m, dimension in model.dimensions.items()},
+        "image_encoder": model.config.image_encoder,
         "checks": [finding.as_json() for finding in run.findings],
         "dry_run": run.read,
         "main_score": judge.main_score,

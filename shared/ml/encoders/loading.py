@@ -26,6 +26,7 @@ _CLASSES: dict[tuple[str, Modality], str] = {
     ("transformers", Modality.TEXT): "shared.ml.encoders.transformers_text:TransformersTextEncoder",
     ("transformers", Modality.IMAGE): "shared.ml.encoders.transformers_image:TransformersImageEncoder",
     ("transformers", Modality.AUDIO): "shared.ml.encoders.transformers_audio:TransformersAudioEncoder",
+    ("vision_tokens", Modality.IMAGE): "shared.ml.encoders.vision_tokens:VisionTokensEncoder",
     ("torchvision", Modality.IMAGE): "shared.ml.encoders.torchvision:TorchvisionEncoder",
     ("mfcc_stats", Modality.AUDIO): "shared.ml.encoders.mfcc_stats:MfccStatsEncoder",
     ("speaker", Modality.AUDIO): "shared.ml.encoders.speaker:SpeakerEncoder",
@@ -84,15 +85,17 @@ def _checked(encoder: AnyEncoder) -> AnyEncoder:
 def resolve_source(spec: EncoderSpec) -> Path | None:
     """Where the entry's weights are on this machine; a hub model is fetched (with HF_HUB_OFFLINE set, from its cache).
 
-    `package:NAME/PATH` is found without importing the package; a local path starts with `/`, `~` or `.`; for the loader
-    `transformers` anything else is a hub id. None if the source is a name that the loader itself knows.
+    `package:NAME/PATH` is found without importing the package; a local path starts with `/`, `~` or `.`; for the
+    loaders `transformers` and `vision_tokens` anything else is a hub id. None if the source is a name that the loader
+    itself knows.
     """
     try:
         if spec.source.startswith("package:"):
             return sources.in_package(spec.source)
         if sources.is_local(spec.source):
             return sources.in_folder(spec.source)
-        return sources.from_hub(spec.source, spec.revision) if spec.loader == "transformers" else None
+        is_hub = spec.loader in ("transformers", "vision_tokens")
+        return sources.from_hub(spec.source, spec.revision) if is_hub else None
     except sources.SourceMissingError as error:
         raise JobError(f"The encoder {spec.id} cannot be loaded: {error}.", code="encoder_unavailable") from error
 

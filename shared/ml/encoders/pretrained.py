@@ -34,12 +34,13 @@ def load_model(
     dtype: torch.dtype,
     *,
     unused: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
     trainable: bool = False,
 ) -> Any:
     """transformers' AutoModel from `folder`, in evaluation mode, on `device` in `dtype`; ready to infer, or to train.
 
     Weights that the checkpoint lacks would be random, so they are an error unless their name starts with one of
-    `unused`. Raises JobError (`encoder_invalid`).
+    `unused`. Its parts whose name starts with one of `without` are dropped. Raises JobError (`encoder_invalid`).
     """
     make_torchvision_importable()
     from safetensors import SafetensorError
@@ -63,6 +64,8 @@ def load_model(
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
     if missing:
         raise invalid(spec, f"the checkpoint lacks weights of its own architecture, {missing[0]} for one")
+    for name in [name for name, _ in model.named_children() if name.startswith(without)]:
+        delattr(model, name)
     model.eval().requires_grad_(trainable).to(device)
     if not trainable:
         use_onednn(model)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.catalog import EncoderSpec
@@ -58,7 +59,7 @@ class TransformersImageEncoder:
         self._folder = folder
         self.at_once = 8 * 224 * 224
         self.module = self._load_model(folder, trainable=trainable)
-        self._processor = _load_processor(spec, folder)
+        self._processor = load_processor(spec, folder)
         self.border = Border.load(spec, folder)
         if self.border is not None:
             self.border.to(self._device)
@@ -78,11 +79,7 @@ class TransformersImageEncoder:
 
         Raises ItemError (`media_too_large`) for an image so thin that scaling it would take gigabytes.
         """
-        image = np.require(media, np.uint8, "W")
-        height, width, _ = image.shape
-        if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-            message = f"An image of {width}x{height} is too long for its width."
-            raise ItemError(message, code="media_too_large")
+        image = check_shape(np.require(media, np.uint8, "W"))
         inputs = self._processor(images=image, input_data_format="channels_last", return_tensors="pt")
         pixels: torch.Tensor = inputs["pixel_values"][0]
         return pixels
@@ -116,12 +113,13 @@ class TransformersImageEncoder:
 
     def _load_model(self, folder: Path, *, trainable: bool) -> Any:
         unused = {"pooler": (), "clip": _OTHER_TOWERS}.get(self._options.pooling, ("pooler.",))
-        model = load_model(self.spec, folder, self._device, self._dtype, unused=unused, trainable=trainable)
-        if self._options.pooling == "clip":
-            if not hasattr(model, "get_image_features"):
-                raise invalid(self.spec, f"{type(model).__name__} is no dual encoder, and pooling is clip")
-            for name in [name for name, _ in model.named_children() if name.startswith(_OTHER_TOWERS)]:
-                delattr(model, name)
+        is_tower = self._options.pooling == "clip"
+        model = load_model(
+            self.spec, folder, self._device, self._dtype, unused=unused, without=_OTHER_TOWERS if is_tower else (),
+            trainable=trainable,
+        )  # fmt: skip
+        if is_tower and not hasattr(model, "get_image_features"):
+            raise invalid(self.spec, f"{type(model).__name__} is no dual encoder, and pooling is clip")
         return model.to(memory_format=torch.channels_last)
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -162,7 +160,16 @@ def _before_borders(options: ImageOptions) -> dict[str, Any]:
     return options.model_dump(exclude=None if options.border else {"border"})
 
 
-def _load_processor(spec: EncoderSpec, folder: Path) -> Any:
+def check_shape(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image, uint8 [height, width, 3], unless scaling it takes gigabytes: ItemError (`media_too_large`)."""
+    height, width, _ = image.shape
+    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
+        message = f"An image of {width}x{height} is too long for its width."
+        raise ItemError(message, code="media_too_large")
+    return image
+
+
+def load_processor(spec: EncoderSpec, folder: Path) -> Any:
     """transformers' AutoImageProcessor from `folder`. Raises JobError (`encoder_invalid`)."""
     from transformers import AutoImageProcessor
 

@@ -2,13 +2,14 @@
 
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise, zip_longest
 from typing import Any
 
 from shared.conversations import MediaPart, Message
 from shared.errors import JobError
+from shared.ml.language.eyes import Eyes
 
 #: Label of a token that is not learned (transformers and torch pass over it).
 IGNORED = -100
@@ -58,9 +59,11 @@ class ConversationTokenizer:
     `end_ids` are the tokens that end an answer.
     """
 
-    def __init__(self, tokenizer: Any):
-        """`tokenizer` is transformers', a fast one; without a chat template it gets BASE_TEMPLATE."""
+    def __init__(self, tokenizer: Any, eyes: Eyes | None = None, *, in_parts: bool = False):
+        """`tokenizer` is transformers', a fast one; without a chat template it gets BASE_TEMPLATE. `eyes`: of a model
+        that reads pictures itself. `in_parts`: its template takes messages as lists of parts."""
         self.tokenizer = tokenizer
+        self._eyes, self._in_parts = eyes, in_parts
         if not tokenizer.chat_template:
             tokenizer.chat_template = BASE_TEMPLATE
         self._lock = threading.Lock()
@@ -69,16 +72,23 @@ class ConversationTokenizer:
         self.end_ids = frozenset(id for id in (self._end[-1], tokenizer.eos_token_id) if id is not None)
 
     def encode(
-        self, conversation: Sequence[Message], soft: Sequence[int], *, answer: str | None = None, max_length: int
+        self,
+        conversation: Sequence[Message],
+        soft: Sequence[int],
+        *,
+        answer: str | None = None,
+        max_length: int,
+        seen: Collection[int] = (),
     ) -> Encoded:
         """The conversation up to where the answer begins, and with `answer` this and its end.
 
-        `soft` is the number of soft tokens of each marker, in order. Longer than `max_length`, the question loses
-        tokens at its start: of what was said, the earliest; of the system's words, last. Raises JobError:
-        `conversation_impossible` if the template refuses it, `answer_too_long` if cutting the whole question does not
-        help.
+        `soft` is the number of soft tokens of each marker, in order; `seen` are the numbers of those markers at which
+        the model is told of a picture as it is used to, the soft tokens being its own image tokens. Longer than
+        `max_length`, the question loses tokens at its start: of what was said, the earliest; of the system's words,
+        last. Raises JobError: `conversation_impossible` if the template refuses it, `answer_too_long` if cutting the
+        whole question does not help.
         """
-        pieces = self._pieces(conversation, soft)
+        pieces = self._pieces(conversation, soft, seen)
         answered = [] if answer is None else [*self.words(answer), *self._end]
         cut = _cut(pieces, sum(len(piece.ids) for piece in pieces) + len(answered) - max_length)
         ids = [id for piece in pieces for id in piece.ids]
@@ -101,21 +111,58 @@ class ConversationTokenizer:
             begin = end
         return "".join(shown)
 
-    def _pieces(self, conversation: Sequence[Message], soft: Sequence[int]) -> list[_Piece]:
-        turns = [{"role": m.role, "content": _place(i)} for i, m in enumerate(conversation)]
-        rendered = self._render(turns, add_generation_prompt=True)
-        template, places = _PLACE.split(rendered)[::2], [int(i) for i in _PLACE.findall(rendered)]
-        if places != list(range(len(conversation))):
-            raise _impossible("its chat template leaves out or repeats a message")
-        pieces, marker = [_Piece(self._tokenise(template[0]))], 0
-        for message, after in zip(conversation, template[1:], strict=True):
+    def _pieces(self, conversation: Sequence[Message], soft: Sequence[int], seen: Collection[int]) -> list[_Piece]:
+        places: list[_Piece] = []  # what is put into the rendered template
+        turns, pictures, marker = list[dict[str, Any]](), list[int](), 0
+        for message in conversation:
+            content: list[dict[str, str]] = []
             for part in message.parts:
-                if isinstance(part, MediaPart):
-                    pieces.append(_Piece([self._filler] * soft[marker], marker))
-                    marker += 1
+                if not isinstance(part, MediaPart):
+                    piece = _Piece(self.words(part.text), cut_order=int(message.role == "system"))
                 else:
-                    pieces.append(_Piece(self.words(part.text), cut_order=int(message.role == "system")))
-            pieces.append(_Piece(self._tokenise(after)))
+                    marker += 1
+                    if marker - 1 in seen:
+                        pictures.append(marker - 1)
+                        content.append({"type": "image"})
+                        continue
+                    piece = _Piece([self._filler] * soft[marker - 1], marker - 1)
+                content.append({"type": "text", "text": _place(len(places))})
+                places.append(piece)
+            turns.append(self._turn(message.role, content))
+        rendered = self._render(turns, add_generation_prompt=True)
+        if [int(i) for i in _PLACE.findall(rendered)] != list(range(len(places))):
+            raise _impossible("its chat template leaves out or repeats a message")
+        waiting, pieces = list(pictures), list[_Piece]()
+        for template, place in zip_longest(_PLACE.split(rendered)[::2], places):
+            pieces += self._template(template, waiting)
+            pieces += [] if place is None else [place]
+        if waiting:
+            raise _impossible("its chat template leaves out a picture")
+        return pieces
+
+    def _turn(self, role: str, content: list[dict[str, str]]) -> dict[str, Any]:
+        """A message as the template takes it: with its parts, or with these joined."""
+        if self._in_parts:
+            return {"role": role, "content": content}
+        picture = "" if self._eyes is None else self._eyes.placeholder
+        return {"role": role, "content": "".join(part.get("text", picture) for part in content)}
+
+    def _template(self, text: str, waiting: list[int]) -> list[_Piece]:
+        """Words of the template, and between them the image tokens of the pictures that wait for their place."""
+        if self._eyes is None or self._eyes.placeholder not in text:
+            return [_Piece(self._tokenise(text))]
+        # Expanded before they become tokens: what stands around a picture may join with its neighbours.
+        ids = self._tokenise(text.replace(self._eyes.placeholder, self._eyes.expanded))
+        pieces: list[_Piece] = []
+        for is_picture, run in groupby(ids, self._eyes.token.__eq__):
+            found = list(run)
+            if not is_picture:
+                pieces.append(_Piece(found))
+                continue
+            for _ in range(len(found) // self._eyes.count):
+                if not waiting:
+                    raise _impossible("its chat template repeats a picture")
+                pieces.append(_Piece([self._filler] * self._eyes.count, waiting.pop(0)))
         return pieces
 
     @property
@@ -125,7 +172,8 @@ class ConversationTokenizer:
 
     def _find_end(self) -> list[int]:
         """What follows an answer, up to the first special token."""
-        turns = [{"role": "user", "content": _place(0)}, {"role": "assistant", "content": _place(1)}]
+        said = [{"type": "text", "text": _place(0)}], [{"type": "text", "text": _place(1)}]
+        turns = [self._turn(role, content) for role, content in zip(("user", "assistant"), said, strict=True)]
         tail = self._tokenise(_PLACE.split(self._render(turns))[-1])
         special = next((i for i, id in enumerate(tail) if id in self._special), None)
         if special is not None:
@@ -135,7 +183,7 @@ class ConversationTokenizer:
             raise _impossible("its tokenizer has no token for the end of a text")
         return [int(eos)]
 
-    def _render(self, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+    def _render(self, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError
 
         try:

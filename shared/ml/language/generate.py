@@ -191,5 +191,6 @@ def following(
     embeddings = tuned.base.model.get_input_embeddings()(ids)
     mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     return replace(
-        batch, embeddings=embeddings, mask=mask, positions=positions[:, -1:] + steps, labels=ids, cache=cache
+        batch, embeddings=embeddings, mask=mask, positions=positions[:, -1:] + steps, labels=ids, cache=cache,
+        types=None,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from shared.ml import sources
 from shared.ml.device import Precision, choose_device, choose_dtype
 from shared.ml.encoders.loading import digest_of
 from shared.ml.language.conversations import ConversationTokenizer
+from shared.ml.language.eyes import Eyes, drop_vision, eyes_of, invalid, load_processor
 from shared.ml.language.gguf import unpacked
 from shared.ml.torchvision_shim import make_torchvision_importable
 
@@ -28,6 +29,7 @@ class LanguageModel:
 
     `model` is transformers' (its functions have no types); `hidden` the width of its token embeddings; `context_length`
     the tokens that it can read; `embedding_norm` the usual length of one. `fingerprint`: sha256 of its weights.
+    `eyes`: of one that reads pictures itself.
     """
 
     spec: LanguageModelSpec
@@ -37,6 +39,7 @@ class LanguageModel:
     context_length: int
     embedding_norm: float
     fingerprint: str
+    eyes: Eyes | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +70,7 @@ def load_language_model(
         message = f"The language model {spec.id} cannot be loaded: {error}."
         raise JobError(message, code="language_model_unavailable") from error
     model = _read(spec, folder, dtype=choose_dtype(place, precision), **options)
+    tokenizer, eyes = _reader(spec, folder, model)
     if not options:
         model.to(place)
     model.eval().requires_grad_(False)
@@ -75,10 +79,24 @@ def load_language_model(
     with torch.inference_mode():
         sample = words(ids).float()
     return LanguageModel(
-        spec, model, ConversationTokenizer(_tokenizer(spec, folder)),
+        spec, model, tokenizer,
         hidden=sample.shape[1], context_length=_context_length(model), embedding_norm=float(sample.norm(dim=1).mean()),
-        fingerprint=fingerprint,
+        fingerprint=fingerprint, eyes=eyes,
     )  # fmt: skip
+
+
+def _reader(spec: LanguageModelSpec, folder: Path, model: Any) -> tuple[ConversationTokenizer, Eyes | None]:
+    """What makes tokens of conversations; of a vision-language model its vision part, which nobody asks, is dropped."""
+    if spec.loader != "image_text_to_text":
+        return ConversationTokenizer(_fast(spec, _tokenizer(spec, folder))), None
+    processor = load_processor(spec, folder)
+    eyes = None if spec.image_encoder is None else eyes_of(spec, processor, model)
+    drop_vision(model)
+    tokenizer = _fast(spec, processor.tokenizer)
+    in_parts = bool(processor.chat_template)
+    if in_parts:
+        tokenizer.chat_template = processor.chat_template
+    return ConversationTokenizer(tokenizer, eyes, in_parts=in_parts), eyes
 
 
 def _folder(spec: LanguageModelSpec) -> tuple[Path, str]:
@@ -92,7 +110,7 @@ def _folder(spec: LanguageModelSpec) -> tuple[Path, str]:
         folder = sources.in_folder(spec.source) if local else sources.from_hub(spec.source, spec.revision)
     weights = list(folder.glob("*.safetensors"))
     if not weights:
-        raise _invalid(spec, f"{folder} has no safetensors weights; other formats can run code as they are read")
+        raise invalid(spec, f"{folder} has no safetensors weights; other formats can run code as they are read")
     return folder, digest_of(weights)
 
 
@@ -107,10 +125,10 @@ def _read(spec: LanguageModelSpec, folder: Path, **options: Any) -> Any:
             **options,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise _invalid(spec, f"transformers cannot read {folder}: {error}") from error
+        raise invalid(spec, f"transformers cannot read {folder}: {error}") from error
     if report["missing_keys"]:
         missing = min(report["missing_keys"])
-        raise _invalid(spec, f"the checkpoint lacks weights of its own architecture, {missing} for one")
+        raise invalid(spec, f"the checkpoint lacks weights of its own architecture, {missing} for one")
     return model
 
 
@@ -118,11 +136,14 @@ def _tokenizer(spec: LanguageModelSpec, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _invalid(spec, f"transformers cannot read the tokenizer of {folder}: {error}") from error
+        raise invalid(spec, f"transformers cannot read the tokenizer of {folder}: {error}") from error
+
+
+def _fast(spec: LanguageModelSpec, tokenizer: Any) -> Any:
     if not tokenizer.is_fast:
-        raise _invalid(spec, "its tokenizer has no fast form (tokenizer.json)")
+        raise invalid(spec, "its tokenizer has no fast form (tokenizer.json)")
     return tokenizer
 
 
@@ -154,7 +175,3 @@ def _be_quiet() -> None:
     quiet: Any = logging  # its functions have no types
     quiet.disable_progress_bar()
     quiet.set_verbosity_error()
-
-
-def _invalid(spec: LanguageModelSpec, cause: str) -> JobError:
-    return JobError(f"The language model {spec.id} cannot be used: {cause}.", code="language_model_invalid")

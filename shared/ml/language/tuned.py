@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from shared.conversations import Message, markers
@@ -35,6 +35,9 @@ class TunedConfig(Strict):
     fingerprint: str = Field(description="of its weights")
     adapter: Adapter = Adapter.NONE
     projectors: dict[Modality, ProjectorConfig] = Field(default_factory=dict)
+    image_encoder: str | None = Field(
+        None, description="whose vectors of pictures are the base model's own image tokens and need no projector"
+    )
     prompt: PromptTemplate | None = Field(None, description="how an item without messages is put to it")
     labels: list[str] = Field(default_factory=list, description="what it chooses among, if items have labels")
     by_likelihood: bool = Field(False, description="it chooses the label whose words are the likeliest answer")
@@ -43,13 +46,19 @@ class TunedConfig(Strict):
     )
     max_length: int = Field(0, description="tokens of a conversation in training; 0: as many as it can read")
 
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Workers of before, beside which this one may run, refuse fields that they do not know.
+        return {name: value for name, value in dump(self).items() if name != "image_encoder" or value}
+
 
 @dataclass(frozen=True)
 class Batch:
     """Conversations on the device, padded on the left: their ends are in the last column.
 
     `embeddings` [b, n, hidden], `mask` int64 [b, p + n], `labels` int64 [b, n] (IGNORED where nothing is learned).
-    `cache`: p tokens that were read before (prefix tuning; else p is 0). `positions` int64 [b, n].
+    `cache`: p tokens that were read before (prefix tuning; else p is 0). `positions` int64 [b, n]. `types` int64
+    [b, n]: 1 at the tokens of pictures, for models that ask.
     """
 
     embeddings: Tensor
@@ -57,6 +66,7 @@ class Batch:
     positions: Tensor
     labels: Tensor
     cache: Any = None
+    types: Tensor | None = None
 
 
 class TunedLanguageModel:
@@ -69,17 +79,25 @@ class TunedLanguageModel:
         self.projectors = nn.ModuleDict(dict(projectors)).to(base.device)
 
     @classmethod
-    def plain(cls, base: LanguageModel) -> Self:
-        """The base model as it is."""
-        return cls(base, TunedConfig(language_model=base.spec.id, fingerprint=base.fingerprint), None, {})
+    def plain(cls, base: LanguageModel, *, sees: bool = True) -> Self:
+        """The base model as it is. Unless it `sees`, pictures are passed over: their vectors are not its own."""
+        own = base.spec.image_encoder if sees and base.eyes is not None else None
+        return cls(
+            base, TunedConfig(language_model=base.spec.id, fingerprint=base.fingerprint, image_encoder=own), None, {}
+        )
 
     @classmethod
     def load(cls, files: Mapping[str, bytes], base: LanguageModel) -> Self:
         """The model in these files; others beside them are passed over.
 
-        Raises JobError (`language_model_changed`) if it was trained on other weights than those of `base`.
+        Raises JobError (`language_model_changed`) if it was trained on other weights than those of `base`, or `base`
+        reads pictures no more.
         """
         config = TunedConfig.model_validate_json(files[CONFIG])
+        if config.image_encoder is not None and base.eyes is None:
+            message = f"This model reads pictures as {config.image_encoder} sees them: name it as the image_encoder of "
+            message += f"{base.spec.id} in the worker's language models."
+            raise JobError(message, code="language_model_changed")
         if config.fingerprint != base.fingerprint:
             message = (
                 f"The weights of {base.spec.id} on this worker are not those that this model was tuned on; bring back "
@@ -100,6 +118,14 @@ class TunedLanguageModel:
             tensors = {name: t.detach().cpu().contiguous() for name, t in self.projectors.state_dict().items()}
             files[PROJECTOR] = safetensors.torch.save(tensors)
         return {**files, CONFIG: self.config.model_dump_json(indent=1).encode()}
+
+    @property
+    def dimensions(self) -> dict[Modality, int]:
+        """Numbers of the vectors that it takes of pictures and sounds."""
+        found = {modality: config.dimension for modality, config in self.config.projectors.items()}
+        if self.config.image_encoder is not None and self.base.eyes is not None:
+            found[Modality.IMAGE] = self.base.eyes.count * self.base.hidden
+        return found
 
     @property
     def context_length(self) -> int:
@@ -136,18 +162,20 @@ class TunedLanguageModel:
     ) -> Encoded:
         """See ConversationTokenizer.encode; by default as long as the model can read, soft prompts included.
 
-        A medium without a vector, or without a projector, has no soft tokens.
+        A medium without a vector, or one that the model does not take, has no soft tokens. Raises JobError
+        (`media_differ`, `unsuitable_features`).
         """
         wanted = markers(conversation)
         if [m.modality for m in media] != wanted:
             raise JobError(
                 f"The conversation has markers for {wanted}, which the media do not fit.", code="media_differ"
             )
-        soft = [0 if one.vector is None else self._tokens_of(one.modality) for one in media]
+        soft = [self._tokens_of(one) for one in media]
+        seen = {i for i, one in enumerate(media) if soft[i] and self._is_own(one.modality)}
         room = self.context_length
         return self.base.tokenizer.encode(
-            conversation, soft, answer=answer, max_length=min(room, max_length or room)
-        )  # fmt: skip
+            conversation, soft, answer=answer, max_length=min(room, max_length or room), seen=seen
+        )
 
     def batch(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]]) -> Batch:
         """Conversations and the media of each, as the model takes them; with gradients if they are switched on."""
@@ -168,12 +196,14 @@ class TunedLanguageModel:
             labels[place, width - len(one) :] = torch.tensor(one.labels, device=device)
             mask[place, before + width - len(row) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, before:]
-        return Batch(embeddings, mask, positions, labels, cache)
+        return Batch(embeddings, mask, positions, labels, cache, self._types(encoded, media, width))
 
     def packed(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]]) -> Batch:
         """Conversations one after the other in one row; positions start anew with each, by which transformers knows
-        that they must not see each other. For soft prompts there is no such row."""
+        that they must not see each other. For soft prompts, and models that ask for token types, there is no such
+        row."""
         assert self.adapter is None or not self.adapter.virtual_tokens
+        assert self.base.eyes is None or not self.base.eyes.is_marked
         embeddings = torch.cat([self._embed(e, m) for e, m in zip(encoded, media, strict=True)])[None]
         positions = torch.cat([torch.arange(len(e), device=embeddings.device) for e in encoded])[None]
         labels = torch.tensor([label for e in encoded for label in e.labels], device=embeddings.device)[None]
@@ -186,8 +216,9 @@ class TunedLanguageModel:
             # copy of the output matrix for each row, gigabytes of it.
             width = batch.embeddings.shape[1]
             keep = torch.arange(width - keep, width, device=batch.embeddings.device)
+        marked = {} if batch.types is None else {"token_type_ids": batch.types}
         return self.base.model(
-            inputs_embeds=batch.embeddings, attention_mask=batch.mask, position_ids=batch.positions,
+            inputs_embeds=batch.embeddings, attention_mask=batch.mask, position_ids=batch.positions, **marked,
             past_key_values=batch.cache, logits_to_keep=keep, use_cache=use_cache or batch.cache is not None,
         )  # fmt: skip
 
@@ -212,9 +243,31 @@ class TunedLanguageModel:
         if self.adapter is not None:
             self.adapter.close()
 
-    def _tokens_of(self, modality: Modality) -> int:
-        config = self.config.projectors.get(modality)
-        return 0 if config is None else config.tokens
+    def _is_own(self, modality: Modality) -> bool:
+        """Whether vectors of it are image tokens of the base model itself."""
+        return modality is Modality.IMAGE and self.config.image_encoder is not None
+
+    def _tokens_of(self, one: Media) -> int:
+        """Soft tokens that stand for it."""
+        dimension = self.dimensions.get(one.modality)
+        if one.vector is None or dimension is None:
+            return 0
+        given = len(one.vector)
+        if given != dimension:
+            message = f"Of {one.modality} the model takes vectors of {dimension} numbers, and was given {given}."
+            raise JobError(message, code="unsuitable_features")
+        own = self._is_own(one.modality)
+        return dimension // self.base.hidden if own else self.config.projectors[one.modality].tokens
+
+    def _types(self, encoded: Sequence[Encoded], media: Sequence[Sequence[Media]], width: int) -> Tensor | None:
+        """See Batch; rows end in the last of `width` columns."""
+        if self.base.eyes is None or not self.base.eyes.is_marked:
+            return None
+        types = torch.zeros((len(encoded), width), dtype=torch.int64)
+        for row, one, some in zip(types, encoded, media, strict=True):
+            for column, place in enumerate(one.media, width - len(one)):
+                row[column] = int(place >= 0 and self._is_own(some[place].modality))
+        return types.to(self.base.device)
 
     def _embed(self, encoded: Encoded, media: Sequence[Media]) -> Tensor:
         """[n, hidden]"""
@@ -222,8 +275,9 @@ class TunedLanguageModel:
         embedded: Tensor = self.base.model.get_input_embeddings()(torch.tensor(encoded.ids, device=device))
         where = torch.tensor(encoded.media, device=device)
         for place, one in enumerate(media):
-            if one.vector is not None and one.modality in self.projectors:
+            if one.vector is not None and one.modality in self.dimensions:
                 vector = torch.from_numpy(one.vector).to(device)[None]
-                tokens = self.projectors[one.modality](vector)[0].to(embedded.dtype)
-                embedded = embedded.masked_scatter((where == place)[:, None], tokens)
+                own = self._is_own(one.modality)
+                tokens = vector.view(-1, self.base.hidden) if own else self.projectors[one.modality](vector)[0]
+                embedded = embedded.masked_scatter((where == place)[:, None], tokens.to(embedded.dtype))
         return embedded
