@@ -32,7 +32,7 @@ SHOWN = {
     "Animals & Nature": "nature",
     "Flags": "flag",
     "Food & Drink": "food",
-    "Smileys & Emotion": "face",
+    "Smileys & Emotion": "emotion",
 }
 #: Who speaks in espeak's variants of voices, by their first letter.
 SPEAKERS = {"f": "woman", "m": "man"}
