@@ -104,7 +104,7 @@ bench: $(VENV)/.dev ## Benchmarks: ratios against plain library loops, measured 
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 .PHONY: learn
-learn: $(VENV)/.dev ## What fusion is worth on two datasets, cross-validated, as JSON lines; ARGS=--quick
+learn: $(VENV)/.dev ## What fusion and tuning are worth, with intervals, as JSON lines; ARGS=--quick
 	@$(BIN)/python -m tests.learn $(ARGS)
 
 .PHONY: format
