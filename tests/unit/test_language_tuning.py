@@ -23,6 +23,8 @@ from shared.conversations import MediaPart, Message, TextPart
 from shared.errors import JobError
 from shared.generation import Generation
 from shared.language_tuning import InstructionRequest, LanguageTraining
+from shared.ml.checkpoints import pack as checkpoint
+from shared.ml.checkpoints import unpack
 from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.soft_tokens import Media
@@ -222,6 +224,44 @@ def test_training_goes_on_from_a_tuned_model(base: LanguageModel) -> None:
     with pytest.raises(JobError) as caught:
         tune(base, data, start=first.files, training={"adapter": "prompt"})
     assert caught.value.error_code == "unsuitable_adapter"
+
+
+def test_projectors_learn_alone_from_what_has_a_picture(base: LanguageModel) -> None:
+    """Without an adapter, conversations without media teach nothing, however many there are, and break nothing."""
+    data = pictures(60, missing=0.7)
+    found = tune(base, data, training={"adapter": "none", "epochs": 2, "batch_size": 2})
+    seen = sum(data.items.present[Modality.IMAGE])
+    assert 0 < found.metrics["trained_tokens"] < found.metrics["dry_run"]["train"]["tokens"]
+    assert found.metrics["steps"] <= 2 * seen / 2
+    assert "projector.safetensors" in found.files
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_a_model_with_projectors_goes_on_with_words_alone(base: LanguageModel, adapter: str) -> None:
+    """There is nothing for them to learn from: that phase is passed over; if it is all that there is, words say so."""
+    first = tune(base, pictures(40), training={"adapter": adapter, "epochs": 1})
+    words = conversations(40, texts=["cat?"] * 40, labels=[["no"], ["yes"]] * 20)
+    if adapter == "none":
+        with pytest.raises(JobError) as caught:
+            tune(base, words, start=first.files, training={"adapter": adapter})
+        assert caught.value.error_code == "nothing_to_train"
+        return
+    more = tune(base, words, start=first.files, training={"epochs": 1})
+    assert [entry["model"] for entry in more.metrics["curve"]] == ["tuning"]
+    assert more.files["projector.safetensors"] == first.files["projector.safetensors"]
+
+
+def test_training_goes_on_from_a_checkpoint_of_an_earlier_release(base: LanguageModel) -> None:
+    """Which did not count the steps of its epochs."""
+    data, outside = pictures(40), Outside(stop_at=17)
+    with pytest.raises(Stopped):
+        tune(base, data, outside)
+    tensors, facts = unpack(outside.saved["language"])
+    assert facts["history"]
+    for entry in facts["history"]:
+        del entry["steps"]
+    saved = {"language": checkpoint(tensors, facts)}
+    assert tune(base, data, Outside(saved=saved)).files.keys() == tune(base, data).files.keys()
 
 
 def test_early_stopping_keeps_the_best_epoch(base: LanguageModel) -> None:

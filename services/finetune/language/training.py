@@ -42,10 +42,17 @@ class Phase:
     everything: bool
 
 
-def phases_of(model: TunedLanguageModel, training: LanguageTraining) -> list[Phase]:
-    """Without an adapter there is nothing but the projectors; without projectors there is one phase."""
-    main = Phase("tuning", training.epochs, everything=True)
-    if not model.projectors or model.adapter is None or not training.projector_epochs:
+def phases_of(model: TunedLanguageModel, training: LanguageTraining, train: Prepared) -> list[Phase]:
+    """Without an adapter there is nothing but the projectors; without items from which these learn, there is one phase.
+
+    Raises JobError (`nothing_to_train`) if there is neither.
+    """
+    main = Phase("tuning", training.epochs, everything=model.adapter is not None)
+    can_project = len(train.with_media()) > 0
+    if model.adapter is None and not can_project:
+        message = "Without an adapter only projectors are trained, and no training item has what would enter by one."
+        raise JobError(message, code="nothing_to_train", param="training.adapter")
+    if model.adapter is None or not can_project or not training.projector_epochs:
         return [main]
     return [Phase("projectors", training.projector_epochs, everything=False), main]
 
@@ -95,10 +102,10 @@ class LanguageTrainer:
         return min(last, key=lambda entry: float(entry["validation_loss"]))
 
     def run(self) -> None:
-        """Raises what `progress.check` raises, and JobError (`training_diverged`, `out_of_memory`)."""
+        """Raises what `progress.check` raises, and JobError (`nothing_to_train`, `training_diverged`, `out_of_memory`)."""
         restored = self._progress.restore(RUNNING)
         tensors, facts = unpack(restored) if restored is not None else ({}, {})
-        phases = phases_of(self._model, self._training)
+        phases = phases_of(self._model, self._training, self._train)
         names = [phase.name for phase in phases]
         begin = names.index(facts["state"]["phase"]) if facts else 0
         with self._model.active():
@@ -241,7 +248,8 @@ class LanguageTrainer:
             place, key = name.split(".", 1)
             places.setdefault(int(place), {})[key] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": places})
-        self.history, self.seconds, self.tokens = facts["history"], facts["seconds"], facts["tokens"]
+        self.seconds, self.tokens = facts["seconds"], facts["tokens"]
+        self.history = [{"steps": 0, **entry} for entry in facts["history"]]  # earlier releases did not count them
         return _State(**facts["state"])
 
     def _put_back(self) -> None:

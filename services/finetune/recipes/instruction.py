@@ -157,9 +157,6 @@ def _new_model(
     projectors = {m.value: Projector(config, base.embedding_norm) for m, config in configs.items()}
     for modality, rows in vectors.items():
         projectors[modality.value].fit(torch.from_numpy(rows))
-    if training.adapter is Adapter.NONE and not projectors:
-        message = "Without an adapter only projectors are trained, and no training item has what would enter by one."
-        raise JobError(message, code="nothing_to_train", param="training.adapter")
     adapter = None if training.adapter is Adapter.NONE else PeftAdapter.new(base.model, training)
     config = TunedConfig(
         language_model=base.spec.id, fingerprint=base.fingerprint, adapter=training.adapter, projectors=configs,
