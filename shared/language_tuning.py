@@ -83,8 +83,8 @@ class LanguageSource(JobOptions, FeatureSource):
 
     encoders: Encoders = Field(
         default_factory=lambda: Encoders(text=None),
-        description="of pictures and sounds. `image` left out: a language model that reads pictures itself does so "
-        "with its own vision tower, and a tuned one as in its training",
+        description="of pictures and sounds; `text` left out: none. `image` left out: a language model that reads "
+        "pictures itself does so with its own vision tower. A tuned one goes on with those of its training",
     )
     prompt: PromptTemplate | str | None = Field(
         None, description="how an item without messages is put to the model: a template, or the id of a stored prompt"
@@ -95,7 +95,9 @@ class LanguageSource(JobOptions, FeatureSource):
 
     @model_validator(mode="after")
     def _has_a_modality(self) -> Self:
-        """In place of the one of other jobs: text needs no encoder."""
+        """In place of the one of other jobs: text needs no encoder, and gets none that nobody asked for."""
+        if "text" not in self.encoders.model_fields_set:
+            self.encoders = self.encoders.model_copy(update={"text": None})
         return self
 
 

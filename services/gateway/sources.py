@@ -40,8 +40,8 @@ def settle(
     if isinstance(request, FeaturesRequest):
         return request if request.fusion.model is None else _fused_by(session, tenant, request, request.fusion.model)
     if isinstance(request, InstructionRequest | PromptRequest):
-        changed = _prompts_of(session, tenant, request) | _eyes_of(session, tenant, request, language_models, catalog)
-        return request.model_copy(update=changed)
+        changed = _encoders_of(session, tenant, request, language_models, catalog)
+        return request.model_copy(update=changed | _prompts_of(session, tenant, request))
     if not isinstance(request, PredictRequest | IndexRequest):
         return request
     if isinstance(request, IndexRequest):
@@ -159,25 +159,41 @@ def own_encoder(spec: LanguageModelSpec, catalog: Catalog) -> str | None:
     return encoder.id
 
 
-def _eyes_of(
+def _encoders_of(
     session: Session,
     tenant: str,
     request: InstructionRequest | PromptRequest,
     language_models: LanguageModels,
     catalog: Catalog,
 ) -> dict[str, Any]:
-    """The encoder of pictures, unless the request names one: of a language model that reads them itself its own, of a
-    tuned one that whose pictures it was trained on."""
-    named = request.language_model
-    if named is None or request.features is not None or "image" in _named(request):
+    """The encoders of pictures and sounds that the request leaves out: of a language model that reads pictures itself
+    its own, of a tuned one those of its training, beside which it cannot have others."""
+    id, named = request.language_model, _named(request)
+    if id is None:
         return {}
-    own = None
-    if named in language_models:
-        own = own_encoder(language_models[named], catalog)
-    elif named.startswith(MODEL):
-        model = registry.find_model(session, tenant, named, param="language_model")
-        own = model.spec["fine_tuned"]["encoders"].get(Modality.IMAGE)
-    return {} if own is None else {"encoders": request.encoders.model_copy(update={"image": own})}
+    wanted: dict[str, str] = {}
+    if id not in language_models:
+        trained = registry.find_model(session, tenant, id, param="language_model").spec["fine_tuned"]["encoders"]
+        wanted = {m: trained[m] for m in (Modality.IMAGE, Modality.AUDIO) if m in trained}
+        if request.features is not None:
+            _check_vectors(wanted, repository.find_features(session, tenant, request.features).schema)
+        _check_same(wanted, {m: encoder for m, encoder in request.encoders.chosen().items() if m in named})
+    elif request.features is None and "image" not in named:
+        own = own_encoder(language_models[id], catalog)
+        wanted = {} if own is None else {Modality.IMAGE: own}
+    left_out = {str(m): encoder for m, encoder in wanted.items() if m not in named}
+    return {"encoders": request.encoders.model_copy(update=left_out)} if left_out and request.features is None else {}
+
+
+def _check_same(trained: Mapping[str, str], chosen: Mapping[Modality, str]) -> None:
+    """A tuned model goes on with the encoders that it was trained with."""
+    for modality, encoder in chosen.items():
+        if trained.get(modality, encoder) != encoder:
+            message = (
+                f"The model was trained on {modality} by the encoder {trained[modality]}, and reads no other's "
+                "vectors: leave the encoder out."
+            )
+            raise InvalidRequestError(message, code="unsuitable_encoder", param=f"encoders.{modality}")
 
 
 def _named(request: ItemSource) -> set[str]:

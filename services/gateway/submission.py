@@ -42,9 +42,9 @@ def submit(
             earlier = repository.find_repeat(session, tenant, idempotency_key, digest)
             if earlier is not None:
                 return repository.snapshot(session, earlier), False
-        request = settle(session, tenant, request, services.language_models, services.catalog)
         if (language_model := getattr(request, "language_model", None)) is not None:
             check_language_model(session, tenant, services.language_models, language_model)
+        request = settle(session, tenant, request, services.language_models, services.catalog)
         catalog = with_models(session, tenant, services.catalog, request.encoders)
         files = _files_of(request)
         input_bytes = (len(body) if request.items else 0) + total_bytes(session, tenant, files)

@@ -291,6 +291,8 @@ def test_a_loss_that_is_no_number_is_said_in_words(base: LanguageModel) -> None:
         (lambda: conversations(20, texts=["a"] * 20, targets=["b"] * 20), {"training": {"adapter": "none"}},
          "nothing_to_train"),
         (lambda: conversations(20, texts=["a"] * 20, targets=["b" * 99] * 20), {}, "too_few_items"),
+        (lambda: conversations(20, texts=["a"] * 20, targets=["b"] * 15 + ["b" * 99] * 5,
+                               splits=["train"] * 10 + ["validation"] * 5 + ["test"] * 5), {}, "too_few_items"),
         (lambda: pictures(20), {"training": {"lora_targets": ["nowhere"]}}, "unsuitable_adapter"),
     ],
 )  # fmt: skip

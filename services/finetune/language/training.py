@@ -102,7 +102,8 @@ class LanguageTrainer:
         return min(last, key=lambda entry: float(entry["validation_loss"]))
 
     def run(self) -> None:
-        """Raises what `progress.check` raises, and JobError (`nothing_to_train`, `training_diverged`, `out_of_memory`)."""
+        """Raises what `progress.check` raises, and JobError (`nothing_to_train`, `training_diverged`,
+        `out_of_memory`)."""
         restored = self._progress.restore(RUNNING)
         tensors, facts = unpack(restored) if restored is not None else ({}, {})
         phases = phases_of(self._model, self._training, self._train)
