@@ -1,4 +1,4 @@
-"""`make compose-check`: the sample job on docker-compose.yml, with a worker killed in the middle.
+"""`make compose-check`: the sample job on docker-compose.yml, with a worker killed in the middle, then the other pools.
 
 Builds the images, brings everything up in a project of its own with two workers for images, and takes it down again,
 volumes included. COMPOSE_EXTRA names further compose files, as COMPOSE_FILE does; the variables of .env.example hold.
@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from deploy.docker.write_env import fill_in, write_private
 from services.client.client import Client
-from services.client.errors import ClientError
+from services.client.errors import Unavailable
+from shared.errors import TriviumError
+from shared.language_models import DEFAULT_LANGUAGE_MODEL
 from shared.queues import Modality, Stage
 from shared.schemas import Job, JobStatus, WorkerEntry
 
@@ -127,7 +129,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         check()
-    except (CheckFailedError, ClientError) as error:
+    except (CheckFailedError, TriviumError) as error:
         print(f"compose-check: FAILED: {error}", file=sys.stderr)
         return 1
     print("compose-check: passed")
@@ -151,6 +153,7 @@ def check() -> None:
                 with report.step("download and compare"):
                     features = client.jobs.results(job.id, folder / "features.parquet", format="parquet")
                     compare(job, read_manifest(), features)
+                train_and_ask(client, job, report)
         except BaseException:
             print(compose.last_words(), file=sys.stderr)
             raise
@@ -241,6 +244,37 @@ def compare(job: Job, manifest: dict[str, dict[str, Any]], features: Path) -> No
     fused = table["fused"]
     _expect(fused.null_count == 0, f"{fused.null_count} items have no fused vector")
     print(f"           fused  {len(fused):5} vectors of {fused.type.list_size} numbers")
+
+
+def train_and_ask(client: Client, features: Job, report: Report) -> None:
+    """The pools behind fusion: a classifier of the features, and words of the language model in the image."""
+    with report.step("train a classifier on the features"):
+        job = client.jobs.wait(client.fine_tune(features.id, preset="fast").id, timeout=_JOB_SECONDS)
+        _expect(job.status is JobStatus.SUCCEEDED, f"the job ended as {job.status.value}: {job.error}")
+        trained = client.models.get(job.models[0]).fine_tuned
+        print(f"           accuracy {trained.metrics['test']['accuracy'] if trained else 0:.3f} on test items")
+    with report.step(f"ask {DEFAULT_LANGUAGE_MODEL}"):
+        said = _answer(client, "The capital of Japan is")
+        _expect(bool(said.strip()), "the language model said nothing")
+        print(f"           it says {said!r}")
+
+
+def _answer(client: Client, question: str) -> str:
+    """Of the language model, which unpacks its weights first; a question does not wait that long."""
+    deadline = time.monotonic() + _JOB_SECONDS
+    while True:
+        try:
+            answer = client.chat.create(
+                model=DEFAULT_LANGUAGE_MODEL,
+                messages=[{"role": "user", "content": question}],
+                max_completion_tokens=8,
+                temperature=0,
+            )
+        except Unavailable as error:
+            if error.code != "deadline_exceeded" or time.monotonic() > deadline:
+                raise
+        else:
+            return answer.choices[0].message.content or ""
 
 
 def _signal(worker: WorkerEntry, name: str) -> None:
