@@ -191,10 +191,9 @@ def _prepare(
     chosen = {part: [examples[row] for row in rows] for part, rows in parts.named().items()}
     prepared = {part: prepare(model, some, training.max_length) for part, some in chosen.items()}
     read = {part.value: dry_run(model, chosen[part], prepared[part]) for part in prepared}
-    for part, some in prepared.items():
-        if not len(some):
-            message = f"Of no {part} item the answer fits into training.max_length; raise it."
-            raise JobError(message, code="too_few_items", param="training.max_length")
+    if empty := [split.value for split, found in prepared.items() if not len(found)]:
+        message = f"No answer of {' and '.join(empty)} items fits into training.max_length; raise it."
+        raise JobError(message, code="too_few_items", param="training.max_length")
     findings = [Finding("split", "info", note) for note in parts.notes] + list(check_sizes(parts))
     for part, facts in read.items():
         if facts["cut"]["examples"]:
