@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from services.finetune.data import Dataset, read_parts
 from services.finetune.language.data import Conversations, read_conversations
@@ -75,9 +75,7 @@ class FineTune:
 
     def run(self, lease: Lease, prepared: Dataset | Conversations, control: Control) -> Outcome:
         """Trains; a shard that was begun before goes on from its newest checkpoint."""
-        # Its items are in the feature set: where they were found, and in whose shape it was asked, matters no more.
-        asked = {name: value for name, value in lease.request.items() if name != "openai"}
-        request = _REQUEST.validate_python(asked | {"features": lease.job_id, "input": None})
+        request = _request(lease)
         progress, worker = JobProgress(self._context, lease, control), self._context.settings.worker
         if isinstance(prepared, Conversations) and not _asks_only(request):
             outcome = tune(self._tuning(lease, request, prepared, control), worker, progress)
@@ -158,6 +156,19 @@ class FineTune:
 
     def _memory(self) -> int:
         return self._context.settings.worker.model_memory_bytes // 2
+
+
+def _request(lease: Lease) -> Any:
+    """What the job asks for. Raises JobError (`invalid_request`) if an earlier release took what this one refuses."""
+    # Its items are in the feature set: where they were found, and in whose shape it was asked, matters no more.
+    asked = {name: value for name, value in lease.request.items() if name != "openai"}
+    try:
+        return _REQUEST.validate_python(asked | {"features": lease.job_id, "input": None})
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        place = ".".join(str(part) for part in first["loc"][1:])
+        message = f"The request was taken by another release, and this one refuses it: {place}: {first['msg']}"
+        raise JobError(message, code="invalid_request", param=place or None) from error
 
 
 def _asks_only(request: Any) -> bool:

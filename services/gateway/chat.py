@@ -10,8 +10,8 @@ from pydantic_core import PydanticSerializationError
 from starlette.concurrency import run_in_threadpool
 
 from services.gateway.deps import Services
-from services.gateway.interactive import Asking, Contents, encode, locate
-from services.gateway.sources import find_speaker
+from services.gateway.interactive import Asking, Contents, check_vectors, encode, locate
+from services.gateway.sources import find_encoder, find_speaker
 from shared.chat import ChatRequest, Translated, generation_of, translate
 from shared.errors import ContextLengthError, InvalidRequestError, TooLargeError
 from shared.items import Item
@@ -20,9 +20,6 @@ from shared.lanes.messages import Encoded, GenerateItems, Rows, Said, Spoken
 from shared.predictions import MOST_ITEMS
 from shared.queues import Modality
 from shared.settings import Limits
-
-#: What the vectors of one conversation's pictures and sounds may take: image tokens of a large model are megabytes.
-VECTOR_BYTES = 64 * 1024**2
 
 #: What is wrong with a conversation and not with a worker, though only the worker, which has the tokenizer, can tell.
 _CALLERS = {
@@ -77,19 +74,14 @@ def _look_up(
             raise InvalidRequestError(message, code="unsuitable_media", param="messages")
         items = [Item.model_validate({"id": str(i), m.value: ref}) for i, (m, ref) in enumerate(translated.media)]
         contents = locate(session, tenant, items, wanted, services.settings)
+        specs = {m: find_encoder(session, tenant, services.catalog, speaker.encoders[m]) for m in wanted}
+        check_vectors(contents, {modality: spec.dimension for modality, spec in specs.items()}, param="messages")
     return contents, Asking(tenant, deadline, speaker.encoders, speaker.preprocessing)
 
 
 def _check_size(payload: GenerateItems, limits: Limits) -> None:
-    vectors = sum(len(rows.data) for rows in payload.media)
-    if vectors > VECTOR_BYTES:
-        message = (
-            f"The pictures and sounds in the messages take {vectors} bytes as this model reads them; {VECTOR_BYTES} "
-            "are allowed. Send fewer."
-        )
-        raise TooLargeError(message, param="messages")
     try:
-        size = len(payload.model_dump_json()) - vectors
+        size = len(payload.model_dump_json(exclude={"media"}))
     except PydanticSerializationError as error:
         message = "The messages hold text that is not valid Unicode (half of a surrogate pair)."
         raise InvalidRequestError(message, code="invalid_unicode", param="messages") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 
 from services.gateway.deps import Services
-from services.gateway.interactive import Asking, Contents, encode, locate
+from services.gateway.interactive import Asking, Contents, check_vectors, encode, locate
 from services.gateway.sources import find_encoder
 from shared import embeddings
 from shared.embeddings import EmbeddingList, EmbeddingRequest
@@ -54,5 +54,6 @@ def _look_up(services: Services, tenant: str, request: EmbeddingRequest, deadlin
         request.check_modality(spec.modality)
         request.check_dimensions(spec.dimension, may_be_cut=bool(spec.options.get("matryoshka")))
         contents = locate(session, tenant, request.items(), [spec.modality], services.settings, param="input")
+        check_vectors(contents, {spec.modality: spec.dimension}, param="input")
     asking = Asking(tenant, deadline, {spec.modality: request.model}, Preprocessing().model_dump(mode="json"))
     return _Asked(spec.modality, asking, contents)

@@ -18,6 +18,8 @@ from shared.settings import Limits, Settings
 
 #: Uploaded pictures or sounds that one request may name, in bytes together.
 STORED_BYTES = 64 * 1024**2
+#: What the vectors of one request may take: image tokens of a large model are megabytes.
+VECTOR_BYTES = 64 * 1024**2
 
 
 @dataclass
@@ -82,6 +84,18 @@ def locate(
                 contents.blame(index, modality, Fault(code=error.error_code, message=error.message))
         _check_size(modality, found.values(), limits, param)
     return contents
+
+
+def check_vectors(contents: Contents, dimensions: Mapping[Modality, int], param: str) -> None:
+    """Raises TooLargeError if the vectors of these contents, by their encoders' dimensions, are more than can be waited
+    for; `param` is the request's field."""
+    size = sum(4 * dimensions[modality] * len(found) for modality, found in contents.found.items())
+    if size > VECTOR_BYTES:
+        message = (
+            f"The vectors of so many inputs take {size} bytes; {VECTOR_BYTES} are allowed in a request that is waited "
+            "for. Send fewer."
+        )
+        raise TooLargeError(message, param=param)
 
 
 async def encode(lanes: LaneClient, contents: Contents, asking: Asking) -> dict[Modality, Encoded]:

@@ -39,6 +39,11 @@ def tiny(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settin
 
 def run(settings: Settings, sessions: Sessions, store: ObjectStore, **options: Any) -> Job:
     """A job of twenty items with labels and four conversations, run to its end."""
+    return work(settings, sessions, store, begin(settings, sessions, store, **options))
+
+
+def begin(settings: Settings, sessions: Sessions, store: ObjectStore, **options: Any) -> str:
+    """The id of such a job, accepted."""
     items: list[dict[str, Any]] = [
         {"id": f"item-{i}", "text": "ab"[i % 2] * 3, "label": ["no", "yes"][i % 2]} for i in range(20)
     ]
@@ -48,7 +53,11 @@ def run(settings: Settings, sessions: Sessions, store: ObjectStore, **options: A
         "encoders": {"text": None, "image": None, "audio": None}, "prompt": {"template": QUESTION}, **options,
     }  # fmt: skip
     training = {"epochs": 2, "batch_size": 4, "max_length": 80, "max_new_tokens": 4}
-    id = submit(settings, sessions, store, request | {"training": training | options.get("training", {})})
+    return submit(settings, sessions, store, request | {"training": training | options.get("training", {})})
+
+
+def work(settings: Settings, sessions: Sessions, store: ObjectStore, id: str) -> Job:
+    """The job once workers have done what is to be done."""
     pools = {
         queue: make_pool(make_context(settings, sessions, store, queue)).handlers
         for queue, make_pool in (
@@ -109,6 +118,19 @@ def test_what_cannot_be_tuned_ends_the_job_in_words(tiny: Settings, sessions: Se
     """With a stable code."""
     job = run(tiny, sessions, store, training={"quantization": "4bit"})
     assert (job.status, job.error_code) == (JobStatus.FAILED, "quantization_unavailable")
+
+
+def test_what_an_earlier_release_took_ends_the_job_in_words(
+    tiny: Settings, sessions: Sessions, store: ObjectStore
+) -> None:
+    """Its gateway did not know that a soft prompt cannot be packed: one attempt, and what to change."""
+    id = begin(tiny, sessions, store)
+    with sessions.begin() as session:
+        job = session.get_one(Job, id)
+        job.request = {**job.request, "training": {**job.request["training"], "adapter": "prompt", "packing": True}}
+    job = work(tiny, sessions, store, id)
+    assert (job.status, job.error_code) == (JobStatus.FAILED, "invalid_request")
+    assert "leave out packing" in (job.error_message or "")
 
 
 def tiny_spec(settings: Settings) -> Any:

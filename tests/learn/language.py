@@ -99,7 +99,7 @@ def _answers(client: Client, items: str, template: str, folder: Path, **options:
     if job.status is not JobStatus.SUCCEEDED:
         raise RuntimeError(f"{template}: {job.status.value}: {job.error}")
     [model] = job.models
-    lines = (client.models.download(model, folder / model) / "test_items.jsonl").read_text().splitlines()
+    lines = (client.models.download(model, folder / model) / "test_items.jsonl").read_bytes().splitlines()
     return [json.loads(line) for line in lines]
 
 

@@ -67,6 +67,13 @@ def test_questions_have_both_media_and_an_answer_from_both(sample: Sample) -> No
     assert len({item["target"] for item in items}) == len(SHOWN) * len(SPEAKERS)
 
 
+def test_answers_may_hold_whatever_a_model_says(tmp_path: Path) -> None:
+    """Unicode has more ends of lines than JSON lines have."""
+    said = {"id": "a", "answer": "food, man", "base": "one\u2028two\x85three", "tuned": "food, man"}
+    (tmp_path / "test_items.jsonl").write_text(json.dumps(said, ensure_ascii=False) + "\n")
+    assert read_answers(tmp_path) == [Answered(*said.values())]
+
+
 def test_the_archive_holds_what_the_manifest_names(sample: Sample, tmp_path: Path) -> None:
     items = questions(sample)[:5]
     with tarfile.open(sample.write(items, tmp_path / "questions.tar")) as archive:

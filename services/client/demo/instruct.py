@@ -161,7 +161,9 @@ def _tune(
 
 def read_answers(folder: Path) -> list[Answered]:
     """What the files of a tuned model say of its test items."""
-    lines = map(json.loads, (folder / "test_items.jsonl").read_text().splitlines())
+    lines = map(
+        json.loads, (folder / "test_items.jsonl").read_bytes().splitlines()
+    )  # in words there are other line ends
     return [Answered(line["id"], line["answer"], line["base"], line["tuned"]) for line in lines]
 
 

@@ -73,7 +73,7 @@ def tune_language_model(
     The same data, request and numbers of threads and processes give the same model bit by bit on a CPU, however often
     the run was stopped. Raises JobError if nothing can be trained, and what `progress.check` raises.
     """
-    training, progress, group = request.training, outside.progress, outside.group
+    training = request.training
     prompt = request.prompt if isinstance(request.prompt, PromptTemplate) else PromptTemplate()
     with repeatable(outside.device, _many(base)):
         examples = make_examples(data, prompt)
@@ -90,26 +90,30 @@ def tune_language_model(
         model.config = model.config.model_copy(update=facts)
         try:
             run = _prepare(model, examples, parts, request, prompt)
-            for finding in run.findings:
-                progress.report(finding.severity, code=finding.code, message=finding.message)
-            progress.report("split", **{part: len(rows) for part, rows in run.parts.items()})
-            for part, facts in run.read.items():
-                progress.report("dry_run", part=part, **facts)
-            trainer = LanguageTrainer(
-                model, training, progress, run.parts[Split.TRAIN], run.parts[Split.VALIDATION], group
-            )
-            trainer.run()
-            group.leave()
-            if group.rank:
-                return None
-            judge = _judge(run, model)
-            plain = TunedLanguageModel.plain(base, sees=model.config.image_encoder is not None)
-            compared = compare(judge, plain, model, progress)
-            metrics = as_json(_facts(run, request, model, trainer, judge, outside) | compared.scores)
-            progress.report("step", doing="writing the model")
-            return Outcome(_files(model, metrics, judge, compared, trainer), metrics, _spec(metrics, run))
+            return _train(model, run, request, outside)
         finally:
             model.close()
+
+
+def _train(model: TunedLanguageModel, run: _Run, request: TuningRequest, outside: Outside) -> Outcome | None:
+    """Says what is trained with, trains, and judges what came of it: see tune_language_model."""
+    progress, group = outside.progress, outside.group
+    for finding in run.findings:
+        progress.report(finding.severity, code=finding.code, message=finding.message)
+    progress.report("split", **{part: len(rows) for part, rows in run.parts.items()})
+    for part, facts in run.read.items():
+        progress.report("dry_run", part=part, **facts)
+    trainer = LanguageTrainer(model, run.training, progress, run.parts[Split.TRAIN], run.parts[Split.VALIDATION], group)
+    trainer.run()
+    group.leave()
+    if group.rank:
+        return None
+    judge = _judge(run, model)
+    plain = TunedLanguageModel.plain(model.base, sees=model.config.image_encoder is not None)
+    compared = compare(judge, plain, model, progress)
+    metrics = as_json(_facts(run, request, model, trainer, judge, outside) | compared.scores)
+    progress.report("step", doing="writing the model")
+    return Outcome(_files(model, metrics, judge, compared, trainer), metrics, _spec(metrics, run))
 
 
 def _many(base: LanguageModel) -> int:
@@ -191,8 +195,8 @@ def _prepare(
     chosen = {part: [examples[row] for row in rows] for part, rows in parts.named().items()}
     prepared = {part: prepare(model, some, training.max_length) for part, some in chosen.items()}
     read = {part.value: dry_run(model, chosen[part], prepared[part]) for part in prepared}
-    if not len(prepared[Split.TRAIN]) or not len(prepared[Split.VALIDATION]):
-        message = "No answer of training or validation items fits into training.max_length; raise it."
+    if empty := [split.value for split, found in prepared.items() if not len(found)]:
+        message = f"No answer of {' and '.join(empty)} items fits into training.max_length; raise it."
         raise JobError(message, code="too_few_items", param="training.max_length")
     findings = [Finding("split", "info", note) for note in parts.notes] + list(check_sizes(parts))
     for part, facts in read.items():

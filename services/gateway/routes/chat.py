@@ -46,9 +46,9 @@ async def create_chat_completion(
     """What a language model answers: one of the catalogue, or one that a fine_tune job tuned.
 
     Of those that were tuned with pictures or sounds, messages may hold these: `data:` URIs, of 1 MiB together, or the
-    ids of uploaded files. With `stream`, the answer comes as server-sent events, piece by piece. The first request for
-    a model that no worker has in memory waits until it is loaded; 504 if the answer does not begin in time. A caller
-    who goes away stops the answer.
+    ids of uploaded files; their vectors may take 64 MiB (image tokens of large models are megabytes). With `stream`,
+    the answer comes as server-sent events, piece by piece. The first request for a model that no worker has in memory
+    waits until it is loaded; 504 if the answer does not begin in time. A caller who goes away stops the answer.
     """
     pieces = answer(services, http_request.app.state.lanes, caller.tenant, request)
     if not request.stream:

@@ -68,6 +68,7 @@ def environment(
     folder = tmp_path_factory.mktemp("catalog")
     (folder / "models.json").write_text(json.dumps([spec.model_dump()]))
     encoders = [{"id": id, "modality": m, "dimension": d, "loader": "hashing"} for m, (id, d) in ENCODERS.items()]
+    encoders.append({"id": "wide-image", "modality": "image", "dimension": 1_000_000, "loader": "hashing"})
     (folder / "encoders.json").write_text(json.dumps(encoders))
     return {
         **environment,
@@ -260,6 +261,19 @@ def test_pictures_and_sounds_are_read_by_the_models_own_encoders(
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         ask(ai, broken, model=tuned_id)
     assert caught.value.code == "corrupt_media"
+
+
+def test_pictures_that_would_fill_the_memory_are_not_encoded(
+    client: httpx.Client, tuned: TunedLanguageModel, sessions: Sessions, store: ObjectStore
+) -> None:
+    """Neither encoder nor model is asked: the dimension says what they would take."""
+    model = add_language_model(sessions, store, tuned, {Modality.IMAGE: "wide-image"})
+    content = [of_media(seed)[0] for seed in range(17)]
+    answer = client.post(
+        "/v1/chat/completions", json={"model": model, "messages": [{"role": "user", "content": content}]}
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (413, "too_large", "messages"), answer.text
 
 
 def test_a_long_answer_holds_up_nobody(ai: OpenAI, base: LanguageModel) -> None:

@@ -48,6 +48,7 @@ def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     encoders: list[dict[str, Any]] = [
         {"id": "hash-text", "modality": "text", "dimension": 16, "loader": "hashing", "options": {"matryoshka": True}},
         {"id": "hash-image", "modality": "image", "dimension": 12, "loader": "hashing"},
+        {"id": "wide-image", "modality": "image", "dimension": 1_000_000, "loader": "hashing"},
     ]
     file.write_text(json.dumps(encoders))
     return {
@@ -97,6 +98,14 @@ def by_a_job(client: httpx.Client, sessions: Sessions, modality: str, contents: 
     wait_for_end(sessions, job)
     rows = client.get(f"/v1/jobs/{job}/results").text.splitlines()
     return np.float32([json.loads(row)[f"{modality}_vector"] for row in rows])
+
+
+def test_vectors_that_would_fill_the_memory_are_not_made(client: httpx.Client) -> None:
+    """Of a vision tower each is megabytes: said at the door, where the dimension is known, not once they are there."""
+    body = {"model": "wide-image", "input": [{"image": picture(seed)} for seed in range(17)]}
+    answer = client.post("/v1/embeddings", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (413, "too_large", "input"), answer.text
 
 
 def test_texts_are_what_a_job_makes_of_them(ai: OpenAI, client: httpx.Client, sessions: Sessions) -> None:
