@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from shared.language_models import LanguageModelSpec
 from shared.language_tuning import Adapter, LanguageTraining
 from shared.ml.encoders.loading import load_encoder
 from shared.ml.language.adapters import PeftAdapter
+from shared.ml.language.eyes import eyes_of
 from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.soft_tokens import Media
@@ -227,6 +229,17 @@ def test_no_vision_tower_and_no_processor_are_said_in_words(tmp_path: Path) -> N
     with pytest.raises(JobError) as missing:
         load_language_model(spec, device="cpu", precision="fp32")
     assert missing.value.error_code == "language_model_invalid"
+
+
+def test_a_processor_that_does_not_say_where_pictures_come_in_is_refused(tmp_path: Path) -> None:
+    """An image processor alone, as a folder of an encoder has it."""
+    spec, _ = tiny_vision_model(tmp_path)
+    model = SimpleNamespace(
+        config=SimpleNamespace(model_type="llava", image_token_id=7), forward=lambda input_ids: None
+    )
+    with pytest.raises(JobError, match="image_token") as refused:
+        eyes_of(spec, SimpleNamespace(image_processor=None, tokenizer=None), model)
+    assert refused.value.error_code == "language_model_invalid"
 
 
 def test_an_image_encoder_is_for_models_that_see() -> None:

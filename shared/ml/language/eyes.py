@@ -49,6 +49,9 @@ def eyes_of(spec: LanguageModelSpec, processor: Any, model: Any) -> Eyes:
     kind = model.config.model_type
     if "token_type_ids" in inspect.signature(model.forward).parameters and kind not in _MARKED:
         raise invalid(spec, f"models of the type {kind} do not read from left to right, as tuning and chat need it")
+    lacking = [name for name in ("tokenizer", "image_processor", "image_token") if not hasattr(processor, name)]
+    if lacking or not isinstance(getattr(model.config, "image_token_id", None), int):
+        raise invalid(spec, f"it does not say how pictures come into its words ({lacking or 'image_token_id'})")
     in_one_piece(processor.image_processor)
     tokenizer, placeholder = processor.tokenizer, processor.image_token
     blank = np.full((64, 64, 3), 200, np.uint8)
