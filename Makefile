@@ -91,7 +91,7 @@ test-servers: $(VENV)/.dev ## Tests against real Postgres, Redis and S3
 	$(BIN)/pytest tests/integration
 
 .PHONY: test-e2e
-test-e2e: $(VENV)/.dev ## The whole platform, end to end: slow
+test-e2e: $(VENV)/.dev ## The whole platform, end to end, and training in several processes: slow
 	$(BIN)/pytest tests/e2e
 
 .PHONY: chaos

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: real servers, started once; a fresh database and bucket for each module."""
+"""Fixtures that all tests share: one thread; real servers, started once; a fresh database and bucket for a module."""
 
 import os
 import re
@@ -19,6 +19,17 @@ from shared.storage.objects import ObjectStore, make_store
 # The same examples everywhere, and no deadline: a busy machine is no fault of the code.
 hypothesis.settings.register_profile("trivium", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("trivium")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread: small models, and threads that wait for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

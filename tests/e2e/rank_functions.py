@@ -1,4 +1,4 @@
-"""What the processes of tests/unit/test_distributed.py do."""
+"""What the processes of tests/e2e/test_distributed.py do."""
 
 import os
 import signal

@@ -34,7 +34,7 @@ from shared.worker.progress import Silence
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = WorkerSettings(device="cpu", precision="fp32")
-FUNCTIONS = "tests.unit.rank_functions"
+FUNCTIONS = "tests.e2e.rank_functions"
 
 
 @pytest.fixture(scope="module")
