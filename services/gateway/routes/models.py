@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from services.gateway import examples
 from services.gateway.auth import CallerDep
@@ -20,6 +21,15 @@ from shared.schemas import Deleted, ModelEntry, Page
 from shared.storage import keys
 
 router = APIRouter(tags=["models"], responses=COMMON_ERRORS)
+
+
+class _AnyConvertor(StringConvertor):
+    """Slashes, which ids of hubs have, and line ends, too, which `path` leaves to no route: 404, and not 405."""
+
+    regex = r"(?s:.+)"
+
+
+register_url_convertor("any", _AnyConvertor())
 
 
 @router.get("/v1/models", summary="List models", responses=answers(examples.page_of(examples.MODEL)))
@@ -71,7 +81,7 @@ def remove_model(id: str, services: ServicesDep, caller: CallerDep) -> Deleted:
     return Deleted(id=id, object="model")
 
 
-@router.get("/v1/models/{id:path}", summary="Show a model", responses=answers(examples.MODEL, 404))
+@router.get("/v1/models/{id:any}", summary="Show a model", responses=answers(examples.MODEL, 404))
 def get_model(id: str, services: ServicesDep, caller: CallerDep) -> ModelEntry:
     """One model."""
     spec = services.catalog.get(id)
