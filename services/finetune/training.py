@@ -79,11 +79,11 @@ class Trainer:
             self._epoch(train, validation)
             self._seconds += time.monotonic() - begun
             entry = self._history[-1]
+            if self._progress.is_due():  # before it is told of: what was told is not gone through again
+                self._progress.save(RUNNING, self._checkpoint())
             self._progress.report("epoch", model=self._name, **as_json(entry))
             if on_epoch is not None:
                 on_epoch(int(entry["epoch"]), entry["validation_loss"])
-            if self._progress.is_due():
-                self._progress.save(RUNNING, self._checkpoint())
         return Fit(self._best, self._best_loss, self._best_epoch, self._history, self._seconds)
 
     def _is_finished(self) -> bool:
