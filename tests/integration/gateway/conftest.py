@@ -4,9 +4,10 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from sqlalchemy import delete
 from services.gateway.app import create_app
 from services.gateway.deps import Services
 from services.gateway.protocol import LimitedHeadProtocol
+from shared.broker import make_broker, send_hints
 from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.ids import new_id
@@ -33,6 +35,7 @@ from shared.queues import Modality, Queue, Stage
 from shared.settings import Settings
 from shared.storage import keys
 from shared.storage.objects import ObjectStore
+from shared.testing.workers import make_context, run_pool
 
 DIMENSION = 4
 #: The files of the models that the played pool trains, and how good they are.
@@ -43,6 +46,25 @@ METRICS: dict[str, Any] = {
     "test": {"accuracy": 0.75},
     "alone": {"fused": {"score": 0.75, "low": 0.7, "high": 0.8, "items": 4, "items_there": 4}},
 }
+
+
+def hinting_services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Services:
+    """The gateway's services with the catalogues that the settings name, and hints that reach real workers."""
+    broker, models = make_broker(settings), load_language_models(settings.language_models_file)
+    catalog = load_catalog(settings.encoders_file)
+    return Services(settings, sessions, store, catalog, models, lambda queues: send_hints(broker, queues))
+
+
+@contextmanager
+def running_workers(
+    settings: Settings, sessions: Sessions, store: ObjectStore, root: Path, pools: Mapping[Queue, Callable[..., Any]]
+) -> Iterator[None]:
+    """A worker of each of these pools, in threads of this process."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
+        patch.setenv("PYTHONPATH", str(root))  # for the decode processes
+        for queue, make_pool in pools.items():
+            running.enter_context(run_pool(make_context(settings, sessions, store, queue), make_pool))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,11 @@ from services.finetune.generate.tasks import make_pool as make_generate_pool
 from services.fusion import tasks as fusion
 from services.gateway.deps import Services
 from services.image import tasks as image
-from shared.broker import make_broker, send_hints
-from shared.catalog import load_catalog
 from shared.conversations import Message
 from shared.db import Sessions
 from shared.generation import Generation
 from shared.jobs.keys import create_key
-from shared.language_models import LanguageModelSpec, load_language_models
+from shared.language_models import LanguageModelSpec
 from shared.ml.language.generate import Generated, Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
 from shared.ml.language.tuned import TunedLanguageModel
@@ -43,6 +40,7 @@ from shared.testing.models import add_language_model, tune_language_model
 from shared.testing.oracle import wrong_counters
 from shared.testing.tiny import tiny_language_model
 from shared.testing.workers import make_context, run_pool
+from tests.integration.gateway.conftest import hinting_services, running_workers
 
 TINY = "tiny-llama"
 ENCODERS = {Modality.IMAGE: ("hash-image", 12), Modality.AUDIO: ("hash-audio", 8)}
@@ -83,18 +81,13 @@ def environment(
 @pytest.fixture(scope="module")
 def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Services:
     """The gateway's services, with hints that reach the workers."""
-    broker, models = make_broker(settings), load_language_models(settings.language_models_file)
-    catalog = load_catalog(settings.encoders_file)
-    return Services(settings, sessions, store, catalog, models, lambda queues: send_hints(broker, queues))
+    return hinting_services(settings, sessions, store)
 
 
 @pytest.fixture(scope="module")
 def workers(settings: Settings, sessions: Sessions, store: ObjectStore, root: Path) -> Iterator[None]:
     """A worker of each other pool that is needed."""
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
-        patch.setenv("PYTHONPATH", str(root))  # for the decode processes
-        for queue, make_pool in POOLS.items():
-            running.enter_context(run_pool(make_context(settings, sessions, store, queue), make_pool))
+    with running_workers(settings, sessions, store, root, POOLS):
         yield
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,8 @@ from services.fusion import tasks as fusion
 from services.gateway.deps import Services
 from services.image import tasks as image
 from services.text import tasks as text
-from shared.broker import make_broker, send_hints
-from shared.catalog import load_catalog
 from shared.db import Sessions
 from shared.jobs.models import IndexedItem, Model
-from shared.language_models import load_language_models
 from shared.ml.feature_parts import vectors_of
 from shared.ml.trained import TrainedModel
 from shared.queues import Modality, Queue
@@ -36,7 +32,7 @@ from shared.settings import Settings
 from shared.storage.objects import ObjectStore
 from shared.testing.jobs import wait_for
 from shared.testing.models import add_aligning_model, add_trained_model
-from shared.testing.workers import make_context, run_pool
+from tests.integration.gateway.conftest import hinting_services, running_workers
 
 ENCODERS = {Modality.TEXT: ("hash-text", 16), Modality.IMAGE: ("hash-image", 12), Modality.AUDIO: ("hash-audio", 8)}
 POOLS = {
@@ -65,19 +61,13 @@ def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Services:
     """The gateway's services, with hints that reach the workers."""
-    broker, catalog = make_broker(settings), load_catalog(settings.encoders_file)
-    return Services(
-        settings, sessions, store, catalog, load_language_models(), lambda queues: send_hints(broker, queues)
-    )
+    return hinting_services(settings, sessions, store)
 
 
 @pytest.fixture(scope="module")
 def workers(settings: Settings, sessions: Sessions, store: ObjectStore, root: Path) -> Iterator[None]:
     """A worker of each pool."""
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
-        patch.setenv("PYTHONPATH", str(root))  # for the decode processes
-        for queue, make_pool in POOLS.items():
-            running.enter_context(run_pool(make_context(settings, sessions, store, queue), make_pool))
+    with running_workers(settings, sessions, store, root, POOLS):
         yield
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from services.finetune.tasks import make_pool as make_training_pool
 from services.fusion.tasks import make_pool as make_fusion_pool
 from services.gateway.deps import Services
 from services.image.tasks import make_pool as make_image_pool
-from shared.broker import make_broker, send_hints
-from shared.catalog import EncoderSpec, load_catalog
+from shared.catalog import EncoderSpec
 from shared.conversations import MediaPart, Message, TextPart
 from shared.db import Sessions
 from shared.generation import Generation
 from shared.jobs.models import Model
-from shared.language_models import LanguageModelSpec, load_language_models
+from shared.language_models import LanguageModelSpec
 from shared.ml.encoders.loading import load_encoder
 from shared.ml.language.generate import Prompted, generate
 from shared.ml.language.loading import LanguageModel, load_language_model
@@ -36,7 +34,7 @@ from shared.storage.objects import ObjectStore
 from shared.testing.jobs import wait_for
 from shared.testing.oracle import wrong_counters
 from shared.testing.tiny_vision import tiny_vision_model
-from shared.testing.workers import make_context, run_pool
+from tests.integration.gateway.conftest import hinting_services, running_workers
 
 POOLS = {
     Queue.IMAGE: make_image_pool, Queue.FUSION: make_fusion_pool,
@@ -77,18 +75,13 @@ def environment(environment: dict[str, str], specs: Specs, tmp_path_factory: pyt
 @pytest.fixture(scope="module")
 def services(settings: Settings, sessions: Sessions, store: ObjectStore) -> Services:
     """The gateway's services, with hints that reach the workers."""
-    broker, models = make_broker(settings), load_language_models(settings.language_models_file)
-    catalog = load_catalog(settings.encoders_file)
-    return Services(settings, sessions, store, catalog, models, lambda queues: send_hints(broker, queues))
+    return hinting_services(settings, sessions, store)
 
 
 @pytest.fixture(scope="module")
 def workers(settings: Settings, sessions: Sessions, store: ObjectStore, root: Path) -> Iterator[None]:
     """A worker of each pool."""
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
-        patch.setenv("PYTHONPATH", str(root))  # for the decode processes
-        for queue, make_pool in POOLS.items():
-            running.enter_context(run_pool(make_context(settings, sessions, store, queue), make_pool))
+    with running_workers(settings, sessions, store, root, POOLS):
         yield
 
 
